@@ -1,0 +1,17 @@
+//! Guest-physical memory seen from the host, with no knowledge of what runs in the guest.
+//!
+//! - [`Gpa`], [`Gva`], [`Gfn`], [`FileOffset`]: four kinds of address, four types.
+//! - [`RamLayout`]: where the pieces of guest-physical RAM stand in the RAM file.
+//! - [`Ram`]: RAM to read, from a running VM's shared file or from a checkpoint.
+//! - [`PageTables`]: x86-64 four- and five-level translation and bounded walks.
+
+mod address;
+mod layout;
+mod mapping;
+mod page_table;
+mod ram;
+
+pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
+pub use layout::{LayoutError, RamLayout, RamRegion};
+pub use page_table::{Budget, Leaf, LeafSize, PageTables, Translation, WalkError};
+pub use ram::{MemoryError, Ram};

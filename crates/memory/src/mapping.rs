@@ -1,0 +1,78 @@
+//! Read access to memory that another process may be writing: all unsafe code of this crate.
+//!
+//! A VM's RAM file is mapped shared while its VM runs, so no Rust reference into the mapping may
+//! exist: bytes are copied out through raw pointers, and what was copied may be torn. Callers
+//! treat guest memory as hostile anyway.
+
+use memmap2::{MmapOptions, MmapRaw};
+use std::fs::File;
+use std::io;
+
+/// A mapping of a whole file, or of private copies of its pages.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    map: MmapRaw,
+}
+
+impl Mapping {
+    /// Maps the file shared and read-only: writes of its other users are seen.
+    pub(crate) fn shared(file: &File, len: usize) -> io::Result<Self> {
+        let map = MmapOptions::new().len(len).map_raw_read_only(file)?;
+        Ok(Self { map })
+    }
+
+    /// Maps the file copy-on-write: the file is never changed by [`Mapping::write`].
+    pub(crate) fn private(file: &File, len: usize) -> io::Result<Self> {
+        // SAFETY: the mapping becomes a raw pointer at once; no reference to its bytes is made.
+        let map = unsafe { MmapOptions::new().len(len).map_copy(file)? };
+        Ok(Self { map: map.into() })
+    }
+
+    /// Zeroed memory of its own.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        Ok(Self { map: MmapOptions::new().len(len).map_anon()?.into() })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Copies bytes out. `false` if the range is not inside the mapping.
+    #[must_use]
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) -> bool {
+        if !self.holds(offset, out.len()) {
+            return false;
+        }
+        // SAFETY: the range was just checked to lie inside the mapping, which lives as long as
+        // `self`; `out` is a different object. Other writers can only make the copy stale or torn.
+        unsafe { self.map.as_ptr().add(offset).copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) };
+        true
+    }
+
+    /// Reads an aligned little-endian word. `None` outside the mapping or when unaligned.
+    #[inline]
+    pub(crate) fn word(&self, offset: usize) -> Option<u64> {
+        if offset % 8 != 0 || !self.holds(offset, 8) {
+            return None;
+        }
+        // SAFETY: inside the mapping (just checked) and aligned, as mappings begin on a page.
+        let word = unsafe { self.map.as_ptr().add(offset).cast::<u64>().read_volatile() };
+        Some(u64::from_le(word))
+    }
+
+    /// Overwrites bytes of a private or anonymous mapping. `false` outside the mapping.
+    #[must_use]
+    pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) -> bool {
+        if !self.holds(offset, bytes.len()) {
+            return false;
+        }
+        // SAFETY: only private and anonymous mappings, which are writable, are reached by callers
+        // (`Ram::poke` checks); the range was just checked; `&mut self` excludes other users here.
+        unsafe { self.map.as_mut_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        true
+    }
+
+    fn holds(&self, offset: usize, len: usize) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.map.len())
+    }
+}

@@ -1,0 +1,162 @@
+//! Guest RAM to read: of a running VM through its shared RAM file, or of a file at rest.
+
+use crate::mapping::Mapping;
+use crate::{FileOffset, Gfn, Gpa, PAGE_SIZE, RamLayout};
+use std::fs::File;
+use std::io;
+use thiserror::Error;
+
+/// Why guest memory could not be read.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The range is not RAM, or runs out of it.
+    #[error("Guest-physical {gpa} with {len} bytes is not RAM")]
+    NotRam {
+        /// First address asked for.
+        gpa: Gpa,
+        /// Bytes asked for.
+        len: usize,
+    },
+    /// The RAM file is shorter than the layout says.
+    #[error("The RAM file has {found:#x} bytes, but the RAM layout needs {needed:#x}")]
+    Short {
+        /// Length of the file.
+        found: u64,
+        /// Length needed by the layout.
+        needed: u64,
+    },
+    /// The operating system refused.
+    #[error("Cannot map the RAM file")]
+    Map(#[from] io::Error),
+}
+
+/// All RAM of one guest, by guest-physical address.
+#[derive(Debug)]
+pub struct Ram {
+    mapping: Mapping,
+    layout: RamLayout,
+    writable: bool,
+}
+
+impl Ram {
+    /// The RAM of a VM that may be running: later reads see what the guest writes.
+    pub fn shared(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
+        let mapping = Mapping::shared(file, checked_len(file, &layout)?)?;
+        Ok(Self { mapping, layout, writable: false })
+    }
+
+    /// A copy-on-write view of a RAM file: [`Ram::poke`] changes this view and never the file.
+    pub fn private(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
+        let mapping = Mapping::private(file, checked_len(file, &layout)?)?;
+        Ok(Self { mapping, layout, writable: true })
+    }
+
+    /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
+    pub fn zeroed(layout: RamLayout) -> Result<Self, MemoryError> {
+        let len = usize::try_from(layout.file_len()).map_err(io::Error::other)?;
+        Ok(Self { mapping: Mapping::anonymous(len)?, layout, writable: true })
+    }
+
+    /// Where the guest's RAM stands.
+    #[must_use]
+    pub fn layout(&self) -> &RamLayout {
+        &self.layout
+    }
+
+    /// Copies guest memory out.
+    pub fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), MemoryError> {
+        let len = out.len();
+        let done = self.position(gpa, len).is_some_and(|at| self.mapping.read(at, out));
+        if done { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
+    }
+
+    /// Copies one frame out.
+    pub fn read_frame(&self, gfn: Gfn, out: &mut [u8; PAGE_SIZE]) -> Result<(), MemoryError> {
+        self.read(gfn.gpa(), out)
+    }
+
+    /// An aligned little-endian word, or `None` where there is no RAM.
+    #[must_use]
+    #[inline]
+    pub fn word(&self, gpa: Gpa) -> Option<u64> {
+        self.mapping.word(self.position(gpa, 8)?)
+    }
+
+    /// Copies bytes out of the RAM file by its own offsets; `false` past its end.
+    #[must_use]
+    pub fn read_file(&self, offset: FileOffset, out: &mut [u8]) -> bool {
+        usize::try_from(offset.0).is_ok_and(|at| self.mapping.read(at, out))
+    }
+
+    /// Length of the RAM file in bytes.
+    #[must_use]
+    pub fn file_len(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// Overwrites memory of a private or zeroed `Ram`.
+    ///
+    /// # Panics
+    /// On a [`Ram::shared`] mapping: a VM's memory is only ever read.
+    pub fn poke(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        assert!(self.writable, "the memory of a VM is only read");
+        let len = bytes.len();
+        let at = self.position(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
+        if self.mapping.write(at, bytes) { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
+    }
+
+    #[inline]
+    fn position(&self, gpa: Gpa, len: usize) -> Option<usize> {
+        usize::try_from(self.layout.offset_of(gpa, len as u64)?.0).ok()
+    }
+}
+
+fn checked_len(file: &File, layout: &RamLayout) -> Result<usize, MemoryError> {
+    let found = file.metadata()?.len();
+    let needed = layout.file_len();
+    if found < needed {
+        return Err(MemoryError::Short { found, needed });
+    }
+    usize::try_from(needed).map_err(|e| io::Error::other(e).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_shared_view_sees_later_writes_and_a_private_one_keeps_the_file() {
+        let mut file = tempfile();
+        file.write_all(&[0; 2 * PAGE_SIZE]).unwrap();
+        let layout = RamLayout::flat(2 * PAGE_SIZE as u64).unwrap();
+        let shared = Ram::shared(&file, layout.clone()).unwrap();
+        let mut private = Ram::private(&file, layout).unwrap();
+        private.poke(Gpa(8), &7_u64.to_le_bytes()).unwrap();
+        assert_eq!(private.word(Gpa(8)), Some(7));
+        assert_eq!(shared.word(Gpa(8)), Some(0), "a poke must not reach the file");
+        std::os::unix::fs::FileExt::write_all_at(&file, &9_u64.to_le_bytes(), 16).unwrap();
+        assert_eq!(shared.word(Gpa(16)), Some(9));
+    }
+
+    #[test]
+    fn reads_outside_ram_are_errors() {
+        let ram = Ram::zeroed(RamLayout::flat(PAGE_SIZE as u64).unwrap()).unwrap();
+        let mut buf = [0; 16];
+        assert!(ram.read(Gpa(PAGE_SIZE as u64 - 8), &mut buf).is_err());
+        assert!(ram.read(Gpa(u64::MAX - 4), &mut buf).is_err());
+        assert!(ram.read(Gpa(PAGE_SIZE as u64 - 16), &mut buf).is_ok());
+        assert_eq!(ram.word(Gpa(4)), None, "an unaligned word is not read");
+    }
+
+    #[test]
+    fn a_short_file_is_refused() {
+        let file = tempfile();
+        let err = Ram::shared(&file, RamLayout::flat(PAGE_SIZE as u64).unwrap()).unwrap_err();
+        assert!(matches!(err, MemoryError::Short { found: 0, .. }));
+    }
+
+    fn tempfile() -> File {
+        tempfile::tempfile().unwrap()
+    }
+}

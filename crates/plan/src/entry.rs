@@ -1,0 +1,152 @@
+//! The plan itself: frames to drop and bytes to change, each with its reason and its owner.
+
+use elision_memory::{Gfn, Gpa};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Whose data an entry concerns: a process of the guest by its thread group id, or nobody any more.
+pub type Owner = Option<u32>;
+
+/// Why a frame's content is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum DropReason {
+    /// On a buddy list: nobody's memory.
+    Free = 1,
+    /// On a per-CPU page list: nobody's memory, freed just now.
+    FreePerCpu = 2,
+    /// In the pool of free huge pages.
+    FreeHuge = 3,
+    /// Freed by its process, still held by a per-CPU batch of the page reclaim lists.
+    DeadInBatch = 4,
+    /// Private memory mapped only by excluded processes.
+    Anonymous = 5,
+    /// Shared memory (shmem, tmpfs, memfd) mapped only by excluded processes.
+    SharedMemory = 6,
+    /// Huge pages of hugetlbfs mapped only by excluded processes.
+    HugeTlb = 7,
+}
+
+/// Consecutive frames dropped for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropRun {
+    /// First frame.
+    pub first: Gfn,
+    /// How many frames.
+    pub count: u64,
+    /// Why.
+    pub reason: DropReason,
+    /// The process they belonged to, for the reasons that have one.
+    pub owner: Owner,
+}
+
+/// Why bytes inside a kept frame are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum EditReason {
+    /// The part of a kernel stack below its stack pointer: left over from calls that returned.
+    DeadStack = 1,
+    /// User registers saved on an excluded thread's kernel stack.
+    UserRegisters = 2,
+    /// The FPU and vector registers saved for an excluded thread.
+    FpuState = 3,
+    /// SIGKILL made pending for an excluded thread.
+    PendingKill = 4,
+    /// The work item that makes the restored kernel wake and kill an excluded process.
+    WakeUp = 5,
+}
+
+/// What happens to the bytes of an edit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// They become zero.
+    Zero(u32),
+    /// They become these.
+    Write(Box<[u8]>),
+}
+
+/// A change to bytes of one kept frame. An edit never crosses a frame's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    /// First byte changed.
+    pub gpa: Gpa,
+    /// The change.
+    pub change: Change,
+    /// Why.
+    pub reason: EditReason,
+    /// The process concerned.
+    pub owner: Owner,
+}
+
+impl Edit {
+    /// Bytes changed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match &self.change {
+            Change::Zero(len) => *len as usize,
+            Change::Write(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether nothing is changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Changes a copy of the frame that holds the edit.
+    pub fn apply(&self, frame: &mut [u8]) {
+        let start = self.gpa.page_offset();
+        if let Some(target) = frame.get_mut(start..start + self.len()) {
+            match &self.change {
+                Change::Zero(_) => target.fill(0),
+                Change::Write(bytes) => target.copy_from_slice(bytes),
+            }
+        }
+    }
+}
+
+/// Counts for people and for the manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanSummary {
+    /// Dropped frames by reason.
+    pub dropped_frames: BTreeMap<DropReason, u64>,
+    /// Changed bytes by reason.
+    pub edited_bytes: BTreeMap<EditReason, u64>,
+    /// Dropped frames by the process that owned them.
+    pub frames_by_owner: BTreeMap<u32, u64>,
+    /// Frames that excluded processes map and that stay, by what they are.
+    pub kept_frames: BTreeMap<String, u64>,
+    /// What could not be accounted for and was let pass by `--best-effort`. Empty in a complete image.
+    pub unaccounted: Vec<String>,
+}
+
+/// What of a VM's memory is left out of the copy, and what is changed in it.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Sorted by frame, without overlap.
+    pub drops: Vec<DropRun>,
+    /// Sorted by address. Later edits of the same bytes win.
+    pub edits: Vec<Edit>,
+    /// Counts.
+    pub summary: PlanSummary,
+}
+
+impl Plan {
+    /// The run that drops the frame, if one does.
+    #[must_use]
+    pub fn drop_of(&self, gfn: Gfn) -> Option<&DropRun> {
+        let i = self.drops.partition_point(|run| run.first <= gfn).checked_sub(1)?;
+        self.drops.get(i).filter(|run| gfn.0 - run.first.0 < run.count)
+    }
+
+    /// The edits inside a frame, in order of application.
+    #[must_use]
+    pub fn edits_in(&self, gfn: Gfn) -> &[Edit] {
+        let start = self.edits.partition_point(|e| e.gpa.gfn() < gfn);
+        let count = self.edits.get(start..).map_or(0, |rest| rest.partition_point(|e| e.gpa.gfn() == gfn));
+        self.edits.get(start..start + count).unwrap_or_default()
+    }
+}
