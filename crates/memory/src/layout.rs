@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(RamLayout::new(vec![]), Err(LayoutError::Empty));
         let bad = RamRegion { gpa: Gpa(1), len: 4096, offset: FileOffset(0) };
         assert!(matches!(RamLayout::new(vec![bad]), Err(LayoutError::Bad { .. })));
-        let wraps = RamRegion { gpa: Gpa(0), len: u64::MAX & !4095, offset: FileOffset(0) };
+        let wraps = RamRegion { gpa: Gpa(0), len: !4095, offset: FileOffset(0) };
         assert!(matches!(RamLayout::new(vec![wraps]), Err(LayoutError::Bad { .. })));
         let a = RamRegion { gpa: Gpa(0), len: 8192, offset: FileOffset(0) };
         let b = RamRegion { gpa: Gpa(4096), len: 4096, offset: FileOffset(8192) };

@@ -2,8 +2,11 @@
 
 use crate::mapping::Mapping;
 use crate::{FileOffset, Gfn, Gpa, PAGE_SIZE, RamLayout};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use thiserror::Error;
 
 /// Why guest memory could not be read.
@@ -35,6 +38,7 @@ pub enum MemoryError {
 pub struct Ram {
     mapping: Mapping,
     layout: RamLayout,
+    file: Option<File>,
     writable: bool,
 }
 
@@ -42,19 +46,19 @@ impl Ram {
     /// The RAM of a VM that may be running: later reads see what the guest writes.
     pub fn shared(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::shared(file, checked_len(file, &layout)?)?;
-        Ok(Self { mapping, layout, writable: false })
+        Ok(Self { mapping, layout, file: Some(file.try_clone()?), writable: false })
     }
 
     /// A copy-on-write view of a RAM file: [`Ram::poke`] changes this view and never the file.
     pub fn private(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::private(file, checked_len(file, &layout)?)?;
-        Ok(Self { mapping, layout, writable: true })
+        Ok(Self { mapping, layout, file: Some(file.try_clone()?), writable: true })
     }
 
     /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
     pub fn zeroed(layout: RamLayout) -> Result<Self, MemoryError> {
         let len = usize::try_from(layout.file_len()).map_err(io::Error::other)?;
-        Ok(Self { mapping: Mapping::anonymous(len)?, layout, writable: true })
+        Ok(Self { mapping: Mapping::anonymous(len)?, layout, file: None, writable: true })
     }
 
     /// Where the guest's RAM stands.
@@ -92,6 +96,43 @@ impl Ram {
     #[must_use]
     pub fn file_len(&self) -> u64 {
         self.mapping.len() as u64
+    }
+
+    /// The parts of the RAM file that hold data, ascending; what lies between reads as zeros.
+    ///
+    /// Reading a hole of a shared file on tmpfs through a mapping would allocate it, and asking
+    /// the file system chunk by chunk is slow there: ask once, then read only these parts.
+    #[must_use]
+    pub fn populated(&self) -> Vec<Range<FileOffset>> {
+        let len = self.file_len();
+        let whole = || vec![FileOffset(0)..FileOffset(len)];
+        let Some(file) = &self.file else { return whole() };
+        let mut parts = Vec::new();
+        let mut at = 0;
+        while at < len {
+            let start = match seek(file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break, // only a hole is left
+                Err(_) => return whole(),  // this file system cannot tell
+            };
+            let Ok(end) = seek(file, SeekFrom::Hole(start)) else { return whole() };
+            if end <= at {
+                return whole();
+            }
+            parts.push(FileOffset(start)..FileOffset(end.min(len)));
+            at = end;
+        }
+        parts
+    }
+
+    /// Every frame that may hold data, by the order of the RAM file.
+    pub fn populated_frames(&self) -> impl Iterator<Item = Gfn> + '_ {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        self.populated().into_iter().flat_map(move |part| {
+            (part.start.0 / PAGE..part.end.0.div_ceil(PAGE))
+                .filter_map(|page| self.layout.gpa_of(FileOffset(page * PAGE)))
+                .map(Gpa::gfn)
+        })
     }
 
     /// Overwrites memory of a private or zeroed `Ram`.
@@ -137,6 +178,17 @@ mod tests {
         assert_eq!(shared.word(Gpa(8)), Some(0), "a poke must not reach the file");
         std::os::unix::fs::FileExt::write_all_at(&file, &9_u64.to_le_bytes(), 16).unwrap();
         assert_eq!(shared.word(Gpa(16)), Some(9));
+    }
+
+    #[test]
+    fn holes_are_not_populated() {
+        let file = tempfile();
+        file.set_len(1 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"data", 512 << 10).unwrap();
+        let ram = Ram::shared(&file, RamLayout::flat(1 << 20).unwrap()).unwrap();
+        let frames: Vec<_> = ram.populated_frames().collect();
+        assert!(frames.contains(&Gfn(128)));
+        assert!(!frames.contains(&Gfn(0)) && !frames.contains(&Gfn(255)));
     }
 
     #[test]
