@@ -1,0 +1,105 @@
+//! Everything a user asked for: selectors, and how to save.
+
+use crate::Selector;
+use serde::{Deserialize, Serialize};
+
+/// What becomes of the guest's video memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Video {
+    /// Blanked when an excluded process has a virtual console.
+    #[default]
+    Auto,
+    /// Kept as it is.
+    Keep,
+    /// Blanked.
+    Blank,
+}
+
+/// How to save. What is not set has its default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SaveOptions {
+    /// Save even when something of an excluded process is not accounted for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_effort: Option<bool>,
+    /// What becomes of video memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub video: Option<Video>,
+}
+
+impl SaveOptions {
+    /// Whether to save even when something is not accounted for; not by default.
+    #[must_use]
+    pub fn best_effort(&self) -> bool {
+        self.best_effort.unwrap_or(false)
+    }
+
+    /// What becomes of video memory.
+    #[must_use]
+    pub fn video(&self) -> Video {
+        self.video.unwrap_or_default()
+    }
+}
+
+/// What a user wants left out, and how to save.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Policy {
+    /// Which processes; a process that any of them selects is left out.
+    pub selectors: Vec<Selector>,
+    /// How to save.
+    pub save: SaveOptions,
+}
+
+impl Policy {
+    /// A policy file and the arguments of one run together: the selectors of both, and of each
+    /// option the argument, if there is one.
+    #[must_use]
+    pub fn merge(file: Self, args: Self) -> Self {
+        let mut selectors = file.selectors;
+        for selector in args.selectors {
+            if !selectors.contains(&selector) {
+                selectors.push(selector);
+            }
+        }
+        let save = SaveOptions {
+            best_effort: args.save.best_effort.or(file.save.best_effort),
+            video: args.save.video.or(file.save.video),
+        };
+        Self { selectors, save }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_add_to_a_file_and_override_its_options() {
+        let selector = |text: &str| text.parse::<Selector>().unwrap();
+        let file = Policy {
+            selectors: vec![selector("uid=7"), selector("comm=a")],
+            save: SaveOptions { best_effort: Some(true), video: Some(Video::Blank) },
+        };
+        let args = Policy {
+            selectors: vec![selector("comm=a"), selector("pid=3")],
+            save: SaveOptions { best_effort: None, video: Some(Video::Keep) },
+        };
+        let both = Policy::merge(file, args);
+        let names: Vec<_> = both.selectors.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["uid=7", "comm=a", "pid=3"]);
+        assert!(both.save.best_effort());
+        assert_eq!(both.save.video(), Video::Keep);
+        assert!(!SaveOptions::default().best_effort());
+    }
+
+    #[test]
+    fn the_manifest_form_is_plain() {
+        let policy = Policy { selectors: vec!["exe=/bin/a*".parse().unwrap()], save: SaveOptions::default() };
+        let expected = serde_json::json!({
+            "selectors": [{"kind": "exe", "pattern": "/bin/a*", "optional": false, "children": true}],
+            "save": {},
+        });
+        assert_eq!(serde_json::to_value(policy).unwrap(), expected);
+    }
+}
