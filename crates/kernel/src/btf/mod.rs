@@ -15,7 +15,7 @@ mod find;
 mod header;
 mod layout;
 mod lookup;
-mod names;
+pub(crate) mod names;
 mod path;
 mod record;
 
@@ -75,8 +75,7 @@ impl Btf {
             return Err(BtfError::TooLarge { len: bytes.len(), limit: LARGEST });
         }
         let Header { types, strings, layout } = header;
-        let (starts, names) =
-            index(&bytes[types.clone()], &bytes[strings.clone()], &bytes[layout.clone()])?;
+        let (starts, names) = index(&bytes[types.clone()], &bytes[strings.clone()], &bytes[layout.clone()])?;
         let names = Names::new(names);
         Ok(Self { bytes, types, strings, layout, starts, names, enumerators: OnceLock::new() })
     }

@@ -4,16 +4,16 @@
 //! the caller compare the real names, lowest number first. The list costs 8 bytes for each name.
 
 /// Longest name that is looked at; the kernel's own limit is 512 with the end.
-pub(super) const LONGEST_NAME: usize = 1024;
+pub(crate) const LONGEST_NAME: usize = 1024;
 
 /// The list, sorted once and then only read.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(crate) struct Names {
     entries: Vec<u64>,
 }
 
 impl Names {
-    pub(super) fn new(mut entries: Vec<u64>) -> Self {
+    pub(crate) fn new(mut entries: Vec<u64>) -> Self {
         entries.sort_unstable();
         entries.dedup();
         entries.shrink_to_fit();
@@ -21,12 +21,12 @@ impl Names {
     }
 
     /// The entry for a name that stands for `number`.
-    pub(super) fn entry(hash: u32, number: u32) -> u64 {
+    pub(crate) fn entry(hash: u32, number: u32) -> u64 {
         u64::from(hash) << 32 | u64::from(number)
     }
 
     /// Numbers whose name has this hash, ascending.
-    pub(super) fn candidates(&self, hash: u32) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn candidates(&self, hash: u32) -> impl Iterator<Item = u32> + '_ {
         let from = self.entries.partition_point(|e| *e < Self::entry(hash, 0));
         let run = self.entries.get(from..).unwrap_or_default();
         run.iter().take_while(move |e| *e >> 32 == u64::from(hash)).map(|e| low(*e))
@@ -39,12 +39,12 @@ fn low(entry: u64) -> u32 {
 }
 
 /// FNV-1a.
-pub(super) fn hash(name: &[u8]) -> u32 {
+pub(crate) fn hash(name: &[u8]) -> u32 {
     name.iter().fold(BASIS, |h, b| step(h, *b))
 }
 
 /// The hash of the NUL-ended name at `at` and its length; `None` if it is too long or has no end.
-pub(super) fn hash_at(strings: &[u8], at: u32) -> Option<(u32, usize)> {
+pub(crate) fn hash_at(strings: &[u8], at: u32) -> Option<(u32, usize)> {
     let mut h = BASIS;
     for (len, b) in strings.get(crate::le::index(at)..)?.iter().take(LONGEST_NAME).enumerate() {
         if *b == 0 {
