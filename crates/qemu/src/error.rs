@@ -157,7 +157,9 @@ pub enum QemuError {
         limit: u64,
     },
     /// A RAM block's content is outside the stream.
-    #[error("The VM has a second shared memory block, {block:?}, whose content would be missing from the image")]
+    #[error(
+        "The VM has a second shared memory block, {block:?}, whose content would be missing from the image"
+    )]
     SharedBlock {
         /// The block.
         block: String,

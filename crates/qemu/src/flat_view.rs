@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn names_offsets_and_accelerators_are_told_apart() {
-        let r = region("00000000febf0420-00000000febf04ff (prio 1, i/o): vga ioports remapped @0000000000000420 KVM");
+        let r = region(
+            "00000000febf0420-00000000febf04ff (prio 1, i/o): vga ioports remapped @0000000000000420 KVM",
+        );
         let r = r.unwrap();
         assert_eq!((r.name.as_str(), r.offset, r.len), ("vga ioports remapped", 0x420, 0xe0));
         assert!(!r.is_memory());

@@ -159,7 +159,8 @@ mod tests {
         ($name:literal) => {
             vm_ram(
                 &parse_flat_view(include_str!(concat!("../tests/captured/", $name, "-mtree.txt"))).unwrap(),
-                &parse_ram_blocks(include_str!(concat!("../tests/captured/", $name, "-ramblock.txt"))).unwrap(),
+                &parse_ram_blocks(include_str!(concat!("../tests/captured/", $name, "-ramblock.txt")))
+                    .unwrap(),
                 &["pc.ram".to_string()],
             )
             .unwrap()

@@ -104,9 +104,8 @@ impl QemuProcess {
 fn command_line(pid: u32) -> Result<Vec<String>> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline"))
         .map_err(QemuError::io(format!("read the command line of process {pid}")))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        QemuError::io(format!("use the command line of process {pid}"))(io::Error::other(e))
-    })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| QemuError::io(format!("use the command line of process {pid}"))(io::Error::other(e)))?;
     Ok(text.strip_suffix('\0').unwrap_or(&text).split('\0').map(String::from).collect())
 }
 
@@ -148,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_line_of_maps_is_read() {
-        let v = vma("7f103bfff000-7f103ffff000 rw-s 00001000 00:1a 1031                       /dev/shm/a name");
+        let v =
+            vma("7f103bfff000-7f103ffff000 rw-s 00001000 00:1a 1031                       /dev/shm/a name");
         let v = v.unwrap();
         assert_eq!((v.start, v.end, v.offset), (0x7f10_3bff_f000, 0x7f10_3fff_f000, 0x1000));
         assert_eq!((v.device, v.inode, v.path.as_str()), ((0, 0x1a), 1031, "/dev/shm/a name"));

@@ -15,7 +15,8 @@
 use crate::error::{QemuError, Result};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
 };
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -174,7 +175,8 @@ impl Qmp {
     fn greet(&mut self, deadline: Instant) -> Result<()> {
         let path = self.path.clone();
         let not_qmp = |line: &[u8]| {
-            let line = String::from_utf8_lossy(line.get(..line.len().min(60)).unwrap_or_default()).into_owned();
+            let line =
+                String::from_utf8_lossy(line.get(..line.len().min(60)).unwrap_or_default()).into_owned();
             QemuError::NotQmp { path: path.clone(), line }
         };
         let line = match self.line("greeting", deadline) {
@@ -203,7 +205,12 @@ impl Qmp {
         true
     }
 
-    fn send(&mut self, command: &str, mut bytes: &[u8], mut descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+    fn send(
+        &mut self,
+        command: &str,
+        mut bytes: &[u8],
+        mut descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
         while !bytes.is_empty() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -211,13 +218,20 @@ impl Qmp {
             if let Some(fds) = &fds {
                 ancillary.push(SendAncillaryMessage::ScmRights(fds));
             }
-            match rustix::net::sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            match rustix::net::sendmsg(
+                &self.socket,
+                &[IoSlice::new(bytes)],
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            ) {
                 Ok(sent) => {
                     bytes = bytes.get(sent..).unwrap_or_default();
                     descriptor = None; // it went with the first byte
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(QemuError::Closed { command: command.into() }),
+                Err(Errno::PIPE | Errno::CONNRESET) => {
+                    return Err(QemuError::Closed { command: command.into() });
+                }
                 Err(e) => return Err(QemuError::os(format!("send {command} to QEMU"))(e)),
             }
         }
@@ -249,7 +263,11 @@ impl Qmp {
             match self.socket.read(&mut chunk) {
                 Ok(0) => return Err(QemuError::Closed { command: command.into() }),
                 Ok(n) => self.received.extend_from_slice(chunk.get(..n).unwrap_or_default()),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => {
                     return Err(QemuError::Closed { command: command.into() });
                 }
@@ -309,8 +327,7 @@ mod tests {
         (dir, path)
     }
 
-    const GREETING: &str =
-        "{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":1},\"new\":0},\"capabilities\":[]}}\r\n";
+    const GREETING: &str = "{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":1},\"new\":0},\"capabilities\":[]}}\r\n";
     const READY: &str = "{\"return\":{},\"id\":1}\r\n";
 
     #[test]

@@ -1,0 +1,160 @@
+//! A VM's state without its RAM: owned bytes and an index of their fields.
+
+use super::devices::{Devices, Field, Section};
+use super::header::Header;
+use super::ram::RamSection;
+use super::reader::BigEndian;
+use super::{KEPT_LIMIT, part};
+use crate::error::{QemuError, Result};
+use std::io::{BufReader, Read, Write};
+
+/// QEMU 9 and later announce the switch-over by this command, without data.
+const SWITCHOVER_START: u16 = 11;
+
+/// The state of every device and vCPU, and the memory of devices, but no page of the VM's RAM.
+#[derive(Clone, Debug)]
+pub struct DeviceState {
+    pub(crate) header: Header,
+    pub(crate) ram: RamSection,
+    switchover: bool,
+    pub(crate) devices: Devices,
+}
+
+impl DeviceState {
+    /// Reads a migration stream to its end. `main_block` is the RAM block whose pages are dropped.
+    pub fn read(input: impl Read, main_block: &str) -> Result<Self> {
+        let mut input = BigEndian::new(BufReader::with_capacity(256 << 10, input));
+        let (header, mut kind) = Header::read(&mut input)?;
+        if let Some(other) = header.capabilities.iter().find(|c| *c != "x-ignore-shared") {
+            return Err(input.error(format!("the capability {other:?} is not supported")));
+        }
+        let mut ram: Option<RamSection> = None;
+        let mut switchover = false;
+        loop {
+            match kind {
+                part::START if ram.is_none() => {
+                    ram = Some(RamSection::start(&mut input, main_block, header.ignores_shared())?);
+                }
+                part::PART | part::END => {
+                    ram.as_mut()
+                        .ok_or_else(|| input.error("a section without a beginning"))?
+                        .more(&mut input)?;
+                }
+                part::COMMAND => {
+                    let (command, len) = (input.u16()?, input.u16()?);
+                    if command != SWITCHOVER_START || len != 0 || switchover {
+                        return Err(input.error(format!("unexpected command {command}")));
+                    }
+                    switchover = true;
+                }
+                part::FULL => break,
+                _ => return Err(input.error(format!("unexpected part {kind:#x} before the devices"))),
+            }
+            kind = input.u8()?;
+        }
+        let ram = ram.ok_or_else(|| input.error("it has no RAM section"))?;
+        let base = input.at() - 1;
+        let mut bytes = vec![part::FULL];
+        bytes.extend(input.rest(KEPT_LIMIT.saturating_sub(ram.kept))?);
+        let devices = Devices::parse(bytes, base)?;
+        let state = Self { header, ram, switchover, devices };
+        if let Some(block) = state.ram.shared_block() {
+            return Err(QemuError::SharedBlock { block: block.name.clone() });
+        }
+        if state.ram.holds_main_memory() {
+            return Err(QemuError::Stream { at: base, why: "pages of the main memory were kept".into() });
+        }
+        Ok(state)
+    }
+
+    /// The machine type, such as `pc-q35-7.2`.
+    #[must_use]
+    pub fn machine(&self) -> &str {
+        &self.header.machine
+    }
+
+    /// Name and size of the RAM block that a restore must provide.
+    #[must_use]
+    pub fn main_block(&self) -> Option<(&str, u64)> {
+        self.ram.main_block().map(|b| (b.name.as_str(), b.used))
+    }
+
+    /// How many page records of the main memory came with the stream and were dropped.
+    #[must_use]
+    pub fn dropped_pages(&self) -> u64 {
+        self.ram.dropped
+    }
+
+    /// Names of the device sections, with their instances.
+    pub fn sections(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.devices.sections.iter().map(|s| (s.name.as_str(), s.instance))
+    }
+
+    /// A field's bytes by section and path, such as `("apic", 0, "irr[3]")`.
+    #[must_use]
+    pub fn field(&self, section: &str, instance: u32, path: &str) -> Option<&[u8]> {
+        let section = self.section(section, instance)?;
+        let field = section.fields.iter().find(|f| f.path == path)?;
+        self.devices.bytes.get(field.range.clone())
+    }
+
+    /// Writes the stream in its plain form, which stock QEMU loads without any capability.
+    pub fn write_to(&self, mut out: impl Write) -> Result<()> {
+        let mut head = vec![];
+        self.header.write_plain(&mut head);
+        self.ram.write_plain(&mut head);
+        if self.switchover {
+            head.push(part::COMMAND);
+            head.extend(SWITCHOVER_START.to_be_bytes());
+            head.extend(0_u16.to_be_bytes());
+        }
+        out.write_all(&head)
+            .and_then(|()| out.write_all(&self.devices.bytes))
+            .map_err(QemuError::io("write the device state"))
+    }
+
+    pub(crate) fn section(&self, name: &str, instance: u32) -> Option<&Section> {
+        self.devices.sections.iter().find(|s| s.name == name && s.instance == instance)
+    }
+
+    /// A field's value as an unsigned number of its width.
+    pub(crate) fn number(&self, section: &Section, path: &str) -> Result<u64> {
+        let field = find(section, path)?;
+        self.value(field).ok_or_else(|| missing(section, path))
+    }
+
+    pub(crate) fn value(&self, field: &Field) -> Option<u64> {
+        let bytes = self.devices.bytes.get(field.range.clone()).filter(|b| b.len() <= 8)?;
+        Some(bytes.iter().fold(0, |n, &b| (n << 8) | u64::from(b)))
+    }
+
+    /// Overwrites a field with a number, cut to the field's width.
+    pub(crate) fn set(&mut self, field: &Field, value: u64) {
+        if let Some(bytes) = self.devices.bytes.get_mut(field.range.clone()) {
+            let be = value.to_be_bytes();
+            let skip = be.len().saturating_sub(bytes.len());
+            let pad = bytes.len().saturating_sub(be.len());
+            bytes.fill(0);
+            if let (Some(to), Some(from)) = (bytes.get_mut(pad..), be.get(skip..)) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+
+    /// Overwrites a field with zeros. Returns how many bytes were not zero before.
+    pub(crate) fn zero(&mut self, field: &Field) -> usize {
+        let Some(bytes) = self.devices.bytes.get_mut(field.range.clone()) else { return 0 };
+        let changed = bytes.iter().filter(|&&b| b != 0).count();
+        bytes.fill(0);
+        changed
+    }
+}
+
+/// The first field with this path.
+pub(crate) fn find<'a>(section: &'a Section, path: &str) -> Result<&'a Field> {
+    section.fields.iter().find(|f| f.path == path).ok_or_else(|| missing(section, path))
+}
+
+pub(crate) fn missing(section: &Section, path: &str) -> QemuError {
+    QemuError::Missing { what: format!("field {path} in section {} {}", section.name, section.instance) }
+}
