@@ -1,1 +1,49 @@
-//! (being written)
+//! A Linux kernel seen from outside: found in guest RAM, typed by its own BTF, walked structure by
+//! structure. It knows what is there and nothing of what is private.
+//!
+//! [`Kernel::open`] finds the kernel, then each subsystem has its own file with its layout (members
+//! asked for by name) and its walk. Everything read is the guest's word: bounded, checked, and an
+//! error where it contradicts itself.
+
+pub mod btf;
+pub mod kallsyms;
+
+mod batches;
+mod buddy;
+mod cgroup;
+mod cpus;
+mod error;
+mod files;
+mod fpu;
+mod hugetlb;
+mod irq_work;
+mod layout;
+mod le;
+mod list;
+mod locate;
+mod maple;
+mod page;
+mod page_cache;
+mod paths;
+mod pcp;
+mod profile;
+mod pte;
+mod signal;
+mod stacks;
+mod symbols;
+mod tasks;
+mod tty;
+mod view;
+mod vmas;
+
+pub use cpus::{Cpu, FpuOwner};
+pub use error::KernelError;
+pub use fpu::FpuArea;
+pub use irq_work::{SIGNAL_WORK_LIMIT, SignalWork};
+pub use page::{Page, PageKind};
+pub use profile::{Profile, ProfileCache};
+pub use pte::{Entry, Pte};
+pub use stacks::{SavedRegisters, Stack};
+pub use tasks::{Process, Thread};
+pub use view::{Kernel, WordEdit};
+pub use vmas::{Mm, Vma};

@@ -1,5 +1,19 @@
-//! What of a VM's memory goes into a checkpoint, and how: a pure function of memory, kernel and policy.
+//! What of a VM's memory goes into a checkpoint, and how: a pure function of memory, kernel and
+//! policy. The same code plans for a live VM and for a file.
+//!
+//! [`Selection::of`] turns a policy into processes; [`plan`] turns processes into frames to drop,
+//! bytes to change, and what must happen to each vCPU. Nothing is written here.
 
+mod assemble;
 mod entry;
+mod error;
+mod frames;
+mod select;
+mod threads;
+mod vcpus;
 
+pub use assemble::{Options, Outcome, plan};
 pub use entry::{Change, DropReason, DropRun, Edit, EditReason, Owner, Plan, PlanSummary};
+pub use error::PlanError;
+pub use select::Selection;
+pub use vcpus::{VcpuAction, VcpuState};

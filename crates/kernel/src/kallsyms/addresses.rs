@@ -17,6 +17,7 @@ use super::{Encoding, Image};
 use crate::le;
 use elision_memory::Gva;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// How far into the image the first symbol of the kernel's text may be: the image begins with the
 /// 2 MiB page that holds it.
@@ -24,13 +25,15 @@ const TEXT_WITHIN: u64 = 2 << 20;
 /// Names of the beginning of the kernel's text, at least one of which every kernel has.
 const TEXT_NAMES: [&str; 3] = ["T_text", "T_stext", "Tstartup_64"];
 
+/// Addresses in the table's order, and where their offsets stand in the image.
+pub(super) struct Addresses {
+    pub(super) encoding: Encoding,
+    pub(super) addresses: Vec<Gva>,
+    pub(super) offsets: Range<usize>,
+}
+
 /// The first reading of the addresses that makes sense.
-pub(super) fn read(
-    image: &Image<'_>,
-    tokens: &Tokens<'_>,
-    table: &Table,
-    text: &Text,
-) -> Option<(Encoding, Vec<Gva>)> {
+pub(super) fn read(image: &Image<'_>, tokens: &Tokens<'_>, table: &Table, text: &Text) -> Option<Addresses> {
     let beginning = beginning_of_text(text)?;
     places(tokens, table).into_iter().find_map(|place| {
         let len = 4 * le::index(table.count);
@@ -46,7 +49,9 @@ pub(super) fn read(
         };
         place.encodings().iter().find_map(|encoding| {
             let addresses: Vec<Gva> = decode(*encoding, base, offsets).collect();
-            plausible(image, &addresses, beginning).then_some((*encoding, addresses))
+            let found =
+                Addresses { encoding: *encoding, addresses, offsets: place.offsets..place.offsets + len };
+            plausible(image, &found.addresses, beginning).then_some(found)
         })
     })
 }

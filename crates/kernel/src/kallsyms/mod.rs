@@ -26,8 +26,10 @@ pub use error::KallsymsError;
 
 use crate::btf::names::{self, Names};
 use crate::le;
+use addresses::Addresses;
 use elision_memory::Gva;
 use std::fmt;
+use std::ops::Range;
 use table::Text;
 
 /// Most symbols of a kernel; real ones have 0.1 to 0.2 million.
@@ -67,6 +69,7 @@ pub struct Kallsyms {
     by_address: Option<Vec<u32>>,
     names: Names,
     encoding: Encoding,
+    tables: [Range<usize>; 2],
 }
 
 /// A kernel's image, as the search sees it.
@@ -110,7 +113,10 @@ impl Kallsyms {
                 tries -= 1;
                 let Some(text) = table.decode(image.bytes, &tokens) else { continue };
                 match addresses::read(&image, &tokens, &table, &text) {
-                    Some((encoding, addresses)) => return Ok(Self::new(text, addresses, encoding)),
+                    Some(found) => {
+                        let names = table.names..tokens.index + tokens::INDEX_BYTES;
+                        return Ok(Self::new(text, found, names));
+                    }
                     None => failure = KallsymsError::Addresses { names: table.names, count: table.count },
                 }
             }
@@ -118,7 +124,8 @@ impl Kallsyms {
         Err(failure)
     }
 
-    fn new(text: Text, addresses: Vec<Gva>, encoding: Encoding) -> Self {
+    fn new(text: Text, found: Addresses, names_and_tokens: Range<usize>) -> Self {
+        let Addresses { encoding, addresses, offsets } = found;
         let by_address = (!addresses.is_sorted()).then(|| {
             let mut order: Vec<u32> = (0_u32..).take(addresses.len()).collect();
             order.sort_by_key(|i| addresses.get(le::index(*i)));
@@ -133,7 +140,15 @@ impl Kallsyms {
             entries.push(Names::entry(names::hash(name), i));
             start = end;
         }
-        Self { text, ends, addresses, by_address, names: Names::new(entries), encoding }
+        Self {
+            text,
+            ends,
+            addresses,
+            by_address,
+            names: Names::new(entries),
+            encoding,
+            tables: [names_and_tokens, offsets],
+        }
     }
 
     /// Address of the first symbol with this name, in the table's order.
@@ -182,6 +197,12 @@ impl Kallsyms {
     #[must_use]
     pub fn encoding(&self) -> Encoding {
         self.encoding
+    }
+
+    /// Where the table stands in the image: its parts that are the same in every boot.
+    #[must_use]
+    pub fn tables(&self) -> [Range<usize>; 2] {
+        self.tables.clone()
     }
 
     fn symbol(&self, i: usize) -> Option<Symbol<'_>> {

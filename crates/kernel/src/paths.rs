@@ -1,0 +1,85 @@
+//! Paths of files: up from a dentry to the root, across mounts (`struct dentry`, `struct mount`).
+
+use crate::layout::layout;
+use crate::{Kernel, KernelError};
+use elision_memory::Gva;
+
+layout! {
+    pub(crate) struct PathLayout {
+        file_dentry: offset("file", &["f_path.dentry"]),
+        file_mnt: offset("file", &["f_path.mnt"]),
+        file_inode: offset("file", &["f_inode"]),
+        file_mapping: offset("file", &["f_mapping"]),
+        dentry_parent: offset("dentry", &["d_parent"]),
+        name: offset("dentry", &["d_name.name"]),
+        name_len: offset("dentry", &["d_name.len"]),
+        hash_pprev: offset("dentry", &["d_hash.pprev"]),
+        mount_mnt: offset("mount", &["mnt"]),
+        mount_parent: offset("mount", &["mnt_parent"]),
+        mount_point: offset("mount", &["mnt_mountpoint"]),
+        mnt_root: offset("vfsmount", &["mnt_root"]),
+    }
+}
+
+/// Deeper than `PATH_MAX` lets a path be.
+const DEPTH_LIMIT: usize = 4096;
+const NAME_LIMIT: u32 = 255;
+const WHAT: &str = "path";
+
+impl Kernel<'_> {
+    /// Path of an open file, as `/proc/PID/exe` and `/proc/PID/maps` would show it.
+    pub(crate) fn file_path(&self, file: Gva) -> Result<String, KernelError> {
+        let layout = &self.profile.path;
+        let start = self.pointer(file.wrapping_add(layout.file_dentry), WHAT)?;
+        let vfsmount = self.pointer(file.wrapping_add(layout.file_mnt), WHAT)?;
+        let mut mount = Gva(vfsmount.0.wrapping_sub(layout.mount_mnt));
+        let mut dentry = start;
+        let mut names: Vec<String> = Vec::new();
+        for _ in 0..DEPTH_LIMIT {
+            let root = self.pointer(mount.wrapping_add(layout.mount_mnt + layout.mnt_root), WHAT)?;
+            let parent = self.pointer(dentry.wrapping_add(layout.dentry_parent), WHAT)?;
+            if dentry == root {
+                let parent_mount = self.pointer(mount.wrapping_add(layout.mount_parent), WHAT)?;
+                if parent_mount == mount {
+                    return self.joined(names, start);
+                }
+                dentry = self.pointer(mount.wrapping_add(layout.mount_point), WHAT)?;
+                mount = parent_mount;
+            } else if parent == dentry {
+                // The file has no place in the tree of its mount: memfd, System V shared memory.
+                if names.is_empty() {
+                    return Ok(format!("/{} (deleted)", self.name_of(dentry)?));
+                }
+                return self.joined(names, start);
+            } else {
+                names.push(self.name_of(dentry)?);
+                dentry = parent;
+            }
+        }
+        Err(KernelError::Torn { what: WHAT, at: start, why: "it is deeper than any path may be" })
+    }
+
+    fn joined(&self, names: Vec<String>, dentry: Gva) -> Result<String, KernelError> {
+        let mut path: String = names.iter().rev().flat_map(|name| ["/", name]).collect();
+        if path.is_empty() {
+            path.push('/');
+        } else if self.u64(dentry.wrapping_add(self.profile.path.hash_pprev), WHAT)? == 0 {
+            path.push_str(" (deleted)");
+        }
+        Ok(path)
+    }
+
+    fn name_of(&self, dentry: Gva) -> Result<String, KernelError> {
+        let layout = &self.profile.path;
+        let len = self.u32(dentry.wrapping_add(layout.name_len), WHAT)?;
+        if len > NAME_LIMIT {
+            return Err(KernelError::Torn {
+                what: WHAT,
+                at: dentry,
+                why: "a file name is longer than 255 bytes",
+            });
+        }
+        let name = self.pointer(dentry.wrapping_add(layout.name), WHAT)?;
+        self.string(name, len as usize, WHAT)
+    }
+}

@@ -1,0 +1,52 @@
+//! Free frames on the per-CPU page lists (`struct per_cpu_pages`): most of what was freed just now.
+//!
+//! List `i` holds blocks of order `i / MIGRATE_PCPTYPES` up to order 3; the lists behind those hold
+//! huge pages (`mm/page_alloc.c`, `order_to_pindex`).
+
+use crate::buddy::LIST_HEAD;
+use crate::layout::layout;
+use crate::{Kernel, KernelError};
+use elision_memory::Gfn;
+
+layout! {
+    pub(crate) struct PcpLayout {
+        lists: offset("per_cpu_pages", &["lists"]),
+        list_count: count("per_cpu_pages", "lists"),
+        in_pageset: optional("per_cpu_pageset", &["pcp"]),
+        types: enumerator("MIGRATE_PCPTYPES"),
+    }
+}
+
+const COSTLY_ORDER: u64 = 3;
+const HUGE_ORDER: u64 = 9;
+
+impl Kernel<'_> {
+    /// Frames on the per-CPU page lists of all CPUs.
+    pub fn per_cpu_free_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
+        const WHAT: &str = "per-CPU page list";
+        let layout = &self.profile.pcp;
+        let types = layout.types.unwrap_or(3).max(1);
+        let link = self.profile.page.pcp_list.unwrap_or(self.profile.page.lru);
+        for zone in self.zones()? {
+            let (pointer, inner) = match (self.profile.zone.pcp, self.profile.zone.pageset, layout.in_pageset)
+            {
+                (Some(pointer), _, _) => (pointer, 0),
+                (None, Some(pointer), Some(inner)) => (pointer, inner),
+                _ => return Err(KernelError::Incomplete("per-CPU page lists")),
+            };
+            let per_cpu = self.u64(zone.wrapping_add(pointer), WHAT)?;
+            for offset in &self.per_cpu {
+                let pages = elision_memory::Gva(per_cpu.wrapping_add(*offset)).wrapping_add(inner);
+                for i in 0..layout.list_count {
+                    let order = if i / types <= COSTLY_ORDER { i / types } else { HUGE_ORDER };
+                    let order = u32::try_from(order).unwrap_or(u32::MAX);
+                    let head = pages.wrapping_add(layout.lists + i * LIST_HEAD);
+                    self.for_each_free(head, link, order, WHAT, &mut |block| {
+                        (block.first.0..block.first.0 + (1 << block.order)).for_each(|f| visit(Gfn(f)));
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! What is known of one kernel build: layouts and symbols, compiled once and kept by build id.
+//!
+//! Compiling means finding and decoding kallsyms and BTF in the kernel image, 0.1 to 0.3 s. The
+//! result is kept in the user's cache directory. A guest is hostile and could show another
+//! guest's build id with types of its own, so a kept profile names the bytes it was made from by
+//! their hash, and is used only for an image that holds the same bytes.
+
+use crate::btf::Btf;
+use crate::kallsyms::Kallsyms;
+use crate::locate::{ImageCopy, ImageRange};
+use crate::symbols::Symbols;
+use crate::{
+    KernelError, batches, buddy, cgroup, cpus, files, fpu, hugetlb, irq_work, maple, page, page_cache, paths,
+    pcp,
+};
+use crate::{signal, stacks, tasks, tty, vmas};
+use elision_memory::{Gva, Ram};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Raised when the members below change.
+const FORMAT: u32 = 1;
+const PROFILE_LIMIT: u64 = 1 << 20;
+
+/// One kernel build.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Profile {
+    format: u32,
+    pub(crate) build_id: String,
+    pub(crate) banner: String,
+    evidence: Vec<Evidence>,
+    pub(crate) symbols: Symbols,
+    pub(crate) sigpending_flag: u64,
+    pub(crate) batches: batches::BatchLayout,
+    pub(crate) cgroup: cgroup::CgroupLayout,
+    pub(crate) cpu: cpus::CpuLayout,
+    pub(crate) files: files::FilesLayout,
+    pub(crate) fpu: fpu::FpuLayout,
+    pub(crate) hugetlb: hugetlb::HugeTlbLayout,
+    pub(crate) irq_work: irq_work::IrqWorkLayout,
+    pub(crate) maple: maple::MapleLayout,
+    pub(crate) mm: vmas::MmLayout,
+    pub(crate) page: page::PageLayout,
+    pub(crate) page_cache: page_cache::PageCacheLayout,
+    pub(crate) path: paths::PathLayout,
+    pub(crate) pcp: pcp::PcpLayout,
+    pub(crate) signal: signal::SignalLayout,
+    pub(crate) stack: stacks::StackLayout,
+    pub(crate) task: tasks::TaskLayout,
+    pub(crate) tty: tty::TtyLayout,
+    pub(crate) zone: buddy::ZoneLayout,
+}
+
+/// Bytes of the image that a profile was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Evidence {
+    offset: u64,
+    len: u64,
+    hash: String,
+}
+
+impl Evidence {
+    fn of(bytes: &[u8], range: Range<usize>) -> Option<Self> {
+        let hash = blake3::hash(bytes.get(range.clone())?).to_string();
+        Some(Self { offset: range.start as u64, len: range.len() as u64, hash })
+    }
+
+    fn holds(&self, ram: &Ram, image: &ImageRange) -> bool {
+        let inside = self.offset.checked_add(self.len).is_some_and(|end| end <= image.len);
+        let Some(len) = usize::try_from(self.len).ok().filter(|_| inside) else { return false };
+        let mut bytes = vec![0; len];
+        let at = image.physical.wrapping_add(self.offset);
+        ram.read(at, &mut bytes).is_ok() && blake3::hash(&bytes).to_string() == self.hash
+    }
+}
+
+impl Profile {
+    fn compile(image: &ImageCopy, base: Gva) -> Result<Self, KernelError> {
+        let trusted = |offset: usize, len: usize| image.is_read_only(offset, len);
+        let banner = banner(image).ok_or(KernelError::NotFound)?;
+        let btf = Btf::find(&image.bytes, &trusted)?;
+        let kallsyms = Kallsyms::find(&image.bytes, base, &trusted)?;
+        let symbols = Symbols::collect(&kallsyms, base);
+        let signal = signal::SignalLayout::compile(&btf)?;
+        let code = symbols
+            .get("signal_wake_up_state", base)
+            .and_then(|at| code_at(image, at.0.wrapping_sub(base.0)))
+            .ok_or(KernelError::NoSymbol("signal_wake_up_state"))?;
+        let sigpending_flag = signal::sigpending_flag(code, signal.thread_flags)
+            .ok_or(KernelError::Incomplete("code that sets the flag for pending signals"))?;
+        let evidence =
+            std::iter::once(position_of(&image.bytes, btf.bytes())).flatten().chain(kallsyms.tables());
+        Ok(Self {
+            format: FORMAT,
+            build_id: build_id(image).unwrap_or_else(|| blake3::hash(banner.as_bytes()).to_string()),
+            banner,
+            evidence: evidence.filter_map(|r| Evidence::of(&image.bytes, r)).collect(),
+            symbols,
+            sigpending_flag,
+            batches: batches::BatchLayout::compile(&btf)?,
+            cgroup: cgroup::CgroupLayout::compile(&btf)?,
+            cpu: cpus::CpuLayout::compile(&btf)?,
+            files: files::FilesLayout::compile(&btf)?,
+            fpu: fpu::FpuLayout::compile(&btf)?,
+            hugetlb: hugetlb::HugeTlbLayout::compile(&btf)?,
+            irq_work: irq_work::IrqWorkLayout::compile(&btf)?,
+            maple: maple::MapleLayout::compile(&btf)?,
+            mm: vmas::MmLayout::compile(&btf)?,
+            page: page::PageLayout::compile(&btf)?,
+            page_cache: page_cache::PageCacheLayout::compile(&btf)?,
+            path: paths::PathLayout::compile(&btf)?,
+            pcp: pcp::PcpLayout::compile(&btf)?,
+            signal,
+            stack: stacks::StackLayout::compile(&btf)?,
+            task: tasks::TaskLayout::compile(&btf)?,
+            tty: tty::TtyLayout::compile(&btf)?,
+            zone: buddy::ZoneLayout::compile(&btf)?,
+        })
+    }
+
+    /// `6.1.0-56-cloud-amd64`, out of the banner.
+    pub(crate) fn release(&self) -> &str {
+        self.banner.split_whitespace().nth(2).unwrap_or("unknown")
+    }
+}
+
+/// Where compiled profiles are kept.
+#[derive(Clone, Debug, Default)]
+pub struct ProfileCache {
+    folder: Option<PathBuf>,
+}
+
+impl ProfileCache {
+    /// Keeps profiles in a folder, which is made when needed.
+    #[must_use]
+    pub fn in_folder(folder: &Path) -> Self {
+        Self { folder: Some(folder.to_owned()) }
+    }
+
+    /// Compiles anew each time.
+    #[must_use]
+    pub fn disabled() -> Self {
+        Self { folder: None }
+    }
+
+    /// `$XDG_CACHE_HOME/elision/profiles`, or the same under `~/.cache`.
+    #[must_use]
+    pub fn of_user() -> Self {
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+        let base =
+            std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute()).or_else(home);
+        Self { folder: base.map(|base| base.join("elision/profiles")) }
+    }
+
+    pub(crate) fn profile_of(&self, ram: &Ram, image: &ImageRange) -> Result<Profile, KernelError> {
+        if let Some(kept) = self.kept(ram, image) {
+            return Ok(kept);
+        }
+        let copy = ImageCopy::new(ram, image)?;
+        let profile = Profile::compile(&copy, image.base)?;
+        if let Err(error) = self.keep(&profile) {
+            tracing::warn!(%error, "The kernel profile could not be kept for the next time");
+        }
+        Ok(profile)
+    }
+
+    /// A kept profile whose evidence stands in this image. There are few: all are tried.
+    fn kept(&self, ram: &Ram, image: &ImageRange) -> Option<Profile> {
+        let entries = fs::read_dir(self.folder.as_ref()?).ok()?;
+        entries.flatten().take(256).find_map(|entry| {
+            if entry.metadata().ok()?.len() > PROFILE_LIMIT {
+                return None;
+            }
+            let profile: Profile = serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()?;
+            let usable = profile.format == FORMAT
+                && !profile.evidence.is_empty()
+                && profile.evidence.iter().all(|e| e.holds(ram, image));
+            usable.then_some(profile)
+        })
+    }
+
+    fn keep(&self, profile: &Profile) -> std::io::Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        fs::create_dir_all(folder)?;
+        let partial = folder.join(format!(".{}.{}", profile.build_id, std::process::id()));
+        fs::write(&partial, serde_json::to_vec(profile)?)?;
+        fs::rename(partial, folder.join(format!("{}.json", profile.build_id)))
+    }
+}
+
+fn position_of(image: &[u8], part: &[u8]) -> Option<Range<usize>> {
+    const PREFIX: usize = 64;
+    let mut found = memchr::memmem::find_iter(image, part.get(..PREFIX)?);
+    found.find(|&at| image[at..].starts_with(part)).map(|at| at..at + part.len())
+}
+
+fn code_at(image: &ImageCopy, offset: u64) -> Option<&[u8]> {
+    const LONGEST: usize = 256;
+    let start = usize::try_from(offset).ok()?;
+    let code = image.bytes.get(start..start.checked_add(LONGEST)?)?;
+    image.is_read_only(start, LONGEST).then_some(code)
+}
+
+fn banner(image: &ImageCopy) -> Option<String> {
+    const LONGEST: usize = 512;
+    memchr::memmem::find_iter(&image.bytes, b"Linux version ").find_map(|at| {
+        let text = image.bytes.get(at..(at + LONGEST).min(image.bytes.len()))?;
+        let end = text.iter().position(|&b| b == 0 || b == b'\n')?;
+        // A format string with the same beginning is in the image too.
+        let is_text = text[..end].iter().all(|b| b.is_ascii() && *b != b'%') && end > 20;
+        let found = is_text && image.is_read_only(at, end);
+        found.then(|| String::from_utf8_lossy(&text[..end]).into_owned())
+    })
+}
+
+/// The GNU build id note: `namesz 4, descsz 20, type 3, "GNU\0"`, then the id.
+fn build_id(image: &ImageCopy) -> Option<String> {
+    const NOTE: &[u8] = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
+    memchr::memmem::find_iter(&image.bytes, NOTE).find_map(|at| {
+        let start = at + NOTE.len();
+        let id = image.bytes.get(start..start + 20)?;
+        image.is_read_only(at, NOTE.len() + 20).then(|| id.iter().map(|b| format!("{b:02x}")).collect())
+    })
+}

@@ -1,0 +1,80 @@
+//! The kernel symbols that the walkers ask for.
+//!
+//! Addresses inside the image are kept relative to its base, so that one profile serves every boot
+//! of a kernel with address space randomisation; per-CPU symbols of older kernels are small
+//! numbers and kept as they are.
+
+use crate::KernelError;
+use crate::kallsyms::Kallsyms;
+use elision_memory::Gva;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Every symbol looked up anywhere in this crate. Which of them a kernel must have is decided
+/// where they are used.
+const WANTED: &[&str] = &[
+    "__per_cpu_offset",
+    "asm_sysvec_irq_work",
+    "contig_page_data",
+    "cpu_fbatches",
+    "current_task",
+    "do_bpf_send_signal",
+    "fpu_fpregs_owner_ctx",
+    "hstates",
+    "hugetlb_max_hstate",
+    "idt_table",
+    "in_kernel_fpu",
+    "init_task",
+    "init_top_pgt",
+    "kernel_fpu_allowed",
+    "lazy_list",
+    "lru_pvecs",
+    "lru_rotate",
+    "mlock_fbatch",
+    "node_data",
+    "nr_cpu_ids",
+    "nr_node_ids",
+    "nr_swapfiles",
+    "page_offset_base",
+    "pcpu_hot",
+    "signal_wake_up_state",
+    "vmemmap_base",
+];
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Place {
+    Image(u64),
+    Absolute(u64),
+}
+
+/// The symbols of one kernel build.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Symbols(BTreeMap<String, Place>);
+
+impl Symbols {
+    pub(crate) fn collect(kallsyms: &Kallsyms, base: Gva) -> Self {
+        let place = |at: Gva| match at.0.checked_sub(base.0) {
+            Some(offset) => Place::Image(offset),
+            None => Place::Absolute(at.0),
+        };
+        let found = WANTED.iter().filter_map(|name| {
+            let at = kallsyms.address(name)?;
+            Some(((*name).to_owned(), place(at)))
+        });
+        Self(found.collect())
+    }
+
+    pub(crate) fn get(&self, name: &'static str, base: Gva) -> Option<Gva> {
+        debug_assert!(WANTED.contains(&name), "{name} is not collected");
+        Some(match self.0.get(name)? {
+            Place::Image(offset) => base.wrapping_add(*offset),
+            Place::Absolute(at) => Gva(*at),
+        })
+    }
+
+    pub(crate) fn require(&self, name: &'static str, base: Gva) -> Result<Gva, KernelError> {
+        self.get(name, base).ok_or(KernelError::NoSymbol(name))
+    }
+}

@@ -1,0 +1,179 @@
+//! Processes and their threads (`struct task_struct`, `struct signal_struct`).
+//!
+//! ```text
+//! init_task.tasks <-> leader.tasks <-> leader.tasks ...          one entry a process
+//! leader.signal->thread_head <-> thread.thread_node <-> ...      one entry a thread
+//! ```
+
+use crate::layout::layout;
+use crate::{Kernel, KernelError};
+use elision_memory::Gva;
+
+layout! {
+    pub(crate) struct TaskLayout {
+        size: size("task_struct"),
+        tasks: offset("task_struct", &["tasks"]),
+        pid: offset("task_struct", &["pid"]),
+        tgid: offset("task_struct", &["tgid"]),
+        comm: offset("task_struct", &["comm"]),
+        comm_len: count("task_struct", "comm"),
+        state: offset("task_struct", &["__state", "state"]),
+        exit_state: offset("task_struct", &["exit_state"]),
+        flags: offset("task_struct", &["flags"]),
+        on_cpu: offset("task_struct", &["on_cpu"]),
+        on_rq: offset("task_struct", &["on_rq"]),
+        mm: offset("task_struct", &["mm"]),
+        cred: offset("task_struct", &["cred"]),
+        signal: offset("task_struct", &["signal"]),
+        real_parent: offset("task_struct", &["real_parent"]),
+        thread_node: offset("task_struct", &["thread_node"]),
+        thread_head: offset("signal_struct", &["thread_head"]),
+        uid: offset("cred", &["uid.val"]),
+        gid: offset("cred", &["gid.val"]),
+    }
+}
+
+const PF_KTHREAD: u32 = 0x0020_0000;
+const PF_WQ_WORKER: u32 = 0x0000_0020;
+const PF_EXITING: u32 = 0x0000_0004;
+/// More than `PID_MAX_LIMIT` of the kernel allows.
+const TASK_LIMIT: usize = 1 << 22;
+
+/// One thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// Its `task_struct`.
+    pub task: Gva,
+    /// Thread id.
+    pub tid: u32,
+    /// Whether it is on a CPU now.
+    pub on_cpu: bool,
+    /// Whether it is on a run queue.
+    pub queued: bool,
+    /// Whether it has begun to exit.
+    pub exiting: bool,
+    /// Whether it has ended and waits for its parent, or for its own last release.
+    pub dead: bool,
+}
+
+/// One process: a thread group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Process id (thread group id), as the root namespace sees it.
+    pub pid: u32,
+    /// Process id of the parent.
+    pub parent: u32,
+    /// Command name of the leader.
+    pub comm: String,
+    /// Real user id.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// The leader's `task_struct`.
+    pub leader: Gva,
+    /// The `mm_struct`, for a process with memory of its own.
+    pub mm: Option<Gva>,
+    /// Path of the program, for a process with memory of its own.
+    pub exe: Option<String>,
+    /// Path in the cgroup v2 hierarchy.
+    pub cgroup: Option<String>,
+    /// Name of the controlling terminal, relative to `/dev`.
+    pub tty: Option<String>,
+    /// Whether it is a thread of the kernel itself.
+    pub kernel_thread: bool,
+    /// Whether it is a kernel worker, which may end when it is idle.
+    pub worker: bool,
+    /// Its threads, the leader among them.
+    pub threads: Vec<Thread>,
+}
+
+impl Kernel<'_> {
+    /// All processes, in the kernel's own order, without the idle tasks.
+    pub fn processes(&self) -> Result<Vec<Process>, KernelError> {
+        let layout = &self.profile.task;
+        let head = self.require("init_task")?.wrapping_add(layout.tasks);
+        let mut leaders = Vec::new();
+        self.for_each_in_list(head, "task list", &mut |at| {
+            leaders.push(Gva(at.0.wrapping_sub(layout.tasks)));
+            if leaders.len() > TASK_LIMIT {
+                return Err(KernelError::Torn {
+                    what: "task list",
+                    at,
+                    why: "it has more tasks than a kernel allows",
+                });
+            }
+            Ok(())
+        })?;
+        leaders.into_iter().map(|leader| self.process(leader)).collect()
+    }
+
+    fn process(&self, leader: Gva) -> Result<Process, KernelError> {
+        const WHAT: &str = "task";
+        let layout = &self.profile.task;
+        let field = |offset: u64| leader.wrapping_add(offset);
+        let flags = self.u32(field(layout.flags), WHAT)?;
+        let cred = self.pointer(field(layout.cred), WHAT)?;
+        let parent = self.pointer(field(layout.real_parent), WHAT)?;
+        let threads = self.threads(leader)?;
+        let mm = self.mm_of(&threads)?;
+        Ok(Process {
+            pid: self.u32(field(layout.tgid), WHAT)?,
+            parent: self.u32(parent.wrapping_add(layout.tgid), WHAT)?,
+            comm: self.string(field(layout.comm), usize::try_from(layout.comm_len).unwrap_or(16), WHAT)?,
+            uid: self.u32(cred.wrapping_add(layout.uid), "credentials")?,
+            gid: self.u32(cred.wrapping_add(layout.gid), "credentials")?,
+            leader,
+            exe: mm.map(|mm| self.exe_path(mm)).transpose()?.flatten(),
+            mm,
+            cgroup: self.cgroup_path(leader)?,
+            tty: self.controlling_tty(leader)?,
+            kernel_thread: flags & PF_KTHREAD != 0,
+            worker: flags & PF_WQ_WORKER != 0,
+            threads,
+        })
+    }
+
+    /// The memory of a process: its leader may have ended while other threads live.
+    fn mm_of(&self, threads: &[Thread]) -> Result<Option<Gva>, KernelError> {
+        for thread in threads {
+            let mm = self.pointer(thread.task.wrapping_add(self.profile.task.mm), "task")?;
+            if mm.0 != 0 {
+                return Ok(Some(mm));
+            }
+        }
+        Ok(None)
+    }
+
+    fn threads(&self, leader: Gva) -> Result<Vec<Thread>, KernelError> {
+        let layout = &self.profile.task;
+        let signal = self.pointer(leader.wrapping_add(layout.signal), "task")?;
+        let head = signal.wrapping_add(layout.thread_head);
+        let mut threads = Vec::new();
+        self.for_each_in_list(head, "thread list", &mut |at| {
+            threads.push(self.thread(Gva(at.0.wrapping_sub(layout.thread_node)))?);
+            if threads.len() > TASK_LIMIT {
+                return Err(KernelError::Torn {
+                    what: "thread list",
+                    at,
+                    why: "it has more threads than a kernel allows",
+                });
+            }
+            Ok(())
+        })?;
+        Ok(threads)
+    }
+
+    pub(crate) fn thread(&self, task: Gva) -> Result<Thread, KernelError> {
+        const WHAT: &str = "task";
+        let layout = &self.profile.task;
+        let word = |offset: u64| self.u32(task.wrapping_add(offset), WHAT);
+        Ok(Thread {
+            task,
+            tid: word(layout.pid)?,
+            on_cpu: word(layout.on_cpu)? != 0,
+            queued: word(layout.on_rq)? != 0,
+            exiting: word(layout.flags)? & PF_EXITING != 0,
+            dead: word(layout.exit_state)? != 0,
+        })
+    }
+}

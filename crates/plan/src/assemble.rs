@@ -1,0 +1,73 @@
+//! The steps of planning, in order.
+
+use crate::frames::FrameSurvey;
+use crate::threads::{Edits, frames_edited, kept_fpus};
+use crate::vcpus::Vcpus;
+use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
+use elision_kernel::{Kernel, Process};
+use std::collections::BTreeSet;
+
+/// How to plan.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Leave out what can be, and list what cannot instead of refusing.
+    pub best_effort: bool,
+}
+
+/// A plan, and what it asks of the vCPUs.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// For memory.
+    pub plan: Plan,
+    /// For each vCPU.
+    pub vcpus: Vec<VcpuAction>,
+}
+
+/// Plans a checkpoint of a VM that is stopped.
+///
+/// An error with [`PlanError::is_transient`] means that the guest was stopped in the middle of
+/// something: let it run for a moment, stop it and plan again.
+pub fn plan(
+    kernel: &Kernel<'_>,
+    selection: &Selection,
+    vcpus: &[VcpuState],
+    options: Options,
+) -> Result<Outcome, PlanError> {
+    let mut summary = PlanSummary::default();
+    let vcpus = Vcpus::survey(kernel, vcpus)?;
+    let live: Vec<&Process> = selection.excluded().filter(|p| p.threads.iter().any(|t| !t.dead)).collect();
+
+    let mut edits = Edits::new(kernel);
+    edits.dead_stacks(selection)?;
+    let running = vcpus.running();
+    for process in &live {
+        edits.excluded_process(process, &running)?;
+    }
+    for (owner, word) in kernel.signal_work(&live, &selection.processes)?.edits {
+        edits.write(&word, EditReason::WakeUp, owner)?;
+    }
+    let interrupt = if live.is_empty() { None } else { Some(kernel.irq_work_vector()?) };
+    let excluded_tasks: BTreeSet<_> = live.iter().flat_map(|p| &p.threads).map(|t| t.task).collect();
+    let actions = vcpus.actions(&excluded_tasks, &kept_fpus(kernel, selection), interrupt)?;
+
+    let mut survey = FrameSurvey::new(kernel)?;
+    survey.survey_processes(selection, &mut summary)?;
+    survey.survey_free()?;
+    let unaccounted = std::mem::take(&mut survey.unaccounted);
+    if !unaccounted.is_empty() && !options.best_effort {
+        return Err(PlanError::Unaccounted(unaccounted));
+    }
+    summary.unaccounted = unaccounted;
+
+    let edits = edits.into_sorted();
+    for edit in &edits {
+        *summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;
+    }
+    let drops = survey.table.into_runs(&mut summary);
+    let plan = Plan { drops, edits, summary };
+    // Kernel memory is neither free nor a process's: a plan that says so was misled by the guest.
+    if let Some(gpa) = frames_edited(&plan.edits).into_iter().find(|gpa| plan.drop_of(gpa.gfn()).is_some()) {
+        return Err(PlanError::Contradiction { gpa });
+    }
+    Ok(Outcome { plan, vcpus: actions })
+}

@@ -1,0 +1,74 @@
+//! Why there is no plan.
+
+use elision_kernel::KernelError;
+use elision_memory::Gpa;
+use thiserror::Error;
+
+/// Why there is no plan.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// A selector that selects nothing is more likely a mistake than a wish.
+    #[error("No process matches `{selector}`. Correct it, or mark it optional in a policy file")]
+    NoMatch {
+        /// The selector as the user wrote it.
+        selector: String,
+    },
+    /// A process that the guest cannot live without.
+    #[error("`{selector}` selects process {pid} ({comm}), which cannot be left out: {why}")]
+    Indispensable {
+        /// The selector as the user wrote it.
+        selector: String,
+        /// The process.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// An excluded process is in the middle of something that ends by itself.
+    #[error("Process {pid} ({comm}) is busy: {what}")]
+    Busy {
+        /// The process.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// What it is doing.
+        what: &'static str,
+    },
+    /// A vCPU is in a state that ends by itself within microseconds.
+    #[error("vCPU {index} is busy: {what}")]
+    VcpuBusy {
+        /// Which.
+        index: usize,
+        /// What it is doing.
+        what: &'static str,
+    },
+    /// Something of an excluded process is where Elision cannot take it out.
+    #[error("Not everything of the excluded processes can be left out: {}", .0.join("; "))]
+    Unaccounted(Vec<String>),
+    /// The same frame is kernel memory in use and memory to be left out.
+    #[error("The guest's kernel contradicts itself: the frame at {gpa} is in use and free at once")]
+    Contradiction {
+        /// First address of the frame.
+        gpa: Gpa,
+    },
+    /// The guest's kernel could not be read.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl PlanError {
+    /// Whether the same question may have an answer once the guest has run on for a moment.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Busy { .. }
+                | Self::VcpuBusy { .. }
+                | Self::Contradiction { .. }
+                | Self::Kernel(
+                    KernelError::Torn { .. } | KernelError::Unreadable { .. } | KernelError::Walk(_)
+                )
+        )
+    }
+}

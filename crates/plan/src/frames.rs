@@ -1,0 +1,293 @@
+//! Which frames are left out: memory of excluded processes that nobody else uses, and free memory.
+//!
+//! A frame belongs to the excluded processes when their page tables or their shared memory objects
+//! lead to it and no kept process's do. Mapping counts in `struct page` are not used: newer kernels
+//! do not keep them for each page of a large folio.
+
+use crate::{DropReason, DropRun, PlanError, PlanSummary, Selection};
+use elision_kernel::{Entry, Kernel, KernelError, Mm, PageKind, Process, Pte, Vma};
+use elision_memory::{Budget, Gfn, Gva, PAGE_SIZE};
+use std::collections::{BTreeMap, BTreeSet};
+
+const ISA_HOLE: std::ops::Range<u64> = 0xa0..0x100; // video memory and ROMs are no free memory
+
+/// One byte and one word for each frame.
+pub(crate) struct FrameTable {
+    reason: Vec<Option<DropReason>>,
+    /// Process id of an excluded user, 0 for none.
+    owner: Vec<u32>,
+    kept: Vec<bool>,
+    hugetlb: BTreeSet<Gfn>,
+}
+
+/// What stands in the way of leaving everything out.
+pub(crate) type Unaccounted = Vec<String>;
+
+impl FrameTable {
+    pub(crate) fn new(limit: Gfn) -> Self {
+        let n = usize::try_from(limit.0).unwrap_or(0);
+        Self { reason: vec![None; n], owner: vec![0; n], kept: vec![false; n], hugetlb: BTreeSet::new() }
+    }
+
+    fn set_owner(&mut self, gfn: Gfn, pid: u32) {
+        if let Some(owner) = index(gfn).and_then(|i| self.owner.get_mut(i)) {
+            if *owner == 0 {
+                *owner = pid;
+            }
+        }
+    }
+
+    fn keep(&mut self, gfn: Gfn) {
+        if let Some(kept) = index(gfn).and_then(|i| self.kept.get_mut(i)) {
+            *kept = true;
+        }
+    }
+
+    fn drop_frame(&mut self, gfn: Gfn, reason: DropReason) {
+        if let Some(slot) = index(gfn).and_then(|i| self.reason.get_mut(i)) {
+            slot.get_or_insert(reason);
+        }
+    }
+
+    fn is_kept(&self, gfn: Gfn) -> bool {
+        index(gfn).and_then(|i| self.kept.get(i)).copied().unwrap_or(true)
+    }
+
+    fn owner_of(&self, gfn: Gfn) -> u32 {
+        index(gfn).and_then(|i| self.owner.get(i)).copied().unwrap_or(0)
+    }
+
+    /// The drops as runs, and their counts.
+    pub(crate) fn into_runs(self, summary: &mut PlanSummary) -> Vec<DropRun> {
+        let mut runs: Vec<DropRun> = Vec::new();
+        for ((frame, reason), owner) in (0_u64..).zip(self.reason).zip(self.owner) {
+            let Some(reason) = reason else { continue };
+            let owner = (owner != 0).then_some(owner);
+            *summary.dropped_frames.entry(reason).or_default() += 1;
+            if let Some(pid) = owner {
+                *summary.frames_by_owner.entry(pid).or_default() += 1;
+            }
+            match runs.last_mut() {
+                Some(run)
+                    if run.first.0 + run.count == frame && (run.reason, run.owner) == (reason, owner) =>
+                {
+                    run.count += 1;
+                }
+                _ => runs.push(DropRun { first: Gfn(frame), count: 1, reason, owner }),
+            }
+        }
+        runs
+    }
+}
+
+fn index(gfn: Gfn) -> Option<usize> {
+    usize::try_from(gfn.0).ok()
+}
+
+/// Shared memory objects, by their page cache, with an excluded process that maps each.
+#[derive(Default)]
+struct SharedObjects {
+    excluded: BTreeMap<Gva, (u32, bool)>,
+}
+
+pub(crate) struct FrameSurvey<'a, 'k> {
+    kernel: &'a Kernel<'k>,
+    pub(crate) table: FrameTable,
+    budget: Budget,
+    swap_areas: u32,
+    pub(crate) unaccounted: Unaccounted,
+}
+
+impl<'a, 'k> FrameSurvey<'a, 'k> {
+    pub(crate) fn new(kernel: &'a Kernel<'k>) -> Result<Self, PlanError> {
+        let limit = kernel.ram().layout().frame_limit();
+        Ok(Self {
+            kernel,
+            table: FrameTable::new(limit),
+            // A table page belongs to one address space: a guest cannot have more than it has frames.
+            // Kernel halves are not walked; sharing of hugetlb tables is covered by the factor.
+            budget: Budget::new(limit.0.saturating_mul(4)),
+            swap_areas: kernel.swap_areas()?,
+            unaccounted: Vec::new(),
+        })
+    }
+
+    /// Decides on all memory that excluded processes map.
+    pub(crate) fn survey_processes(
+        &mut self,
+        selection: &Selection,
+        summary: &mut PlanSummary,
+    ) -> Result<(), PlanError> {
+        let mut shared = SharedObjects::default();
+        let mut spaces = BTreeMap::new();
+        for process in selection.excluded() {
+            if let Some(addr) = process.mm {
+                if spaces.insert(addr, process.pid).is_none() {
+                    self.excluded_space(process, addr, &mut shared)?;
+                }
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for process in selection.kept() {
+            let Some(addr) = process.mm.filter(|_| !process.kernel_thread) else { continue };
+            if let Some(pid) = spaces.get(&addr) {
+                self.unaccounted.push(format!(
+                    "process {pid} shares all its memory with process {} ({}), which is not excluded",
+                    process.pid, process.comm
+                ));
+            }
+            if seen.insert(addr) && !spaces.is_empty() {
+                self.kept_space(addr, &mut shared)?;
+            }
+            if !shared.excluded.is_empty() {
+                self.kernel.for_each_open_mapping(process, &mut |mapping| {
+                    shared.excluded.remove(&mapping);
+                })?;
+            }
+        }
+        self.drop_shared_objects(&shared)?;
+        self.decide(summary)
+    }
+
+    fn excluded_space(
+        &mut self,
+        process: &Process,
+        addr: Gva,
+        shared: &mut SharedObjects,
+    ) -> Result<(), PlanError> {
+        let (kernel, pid) = (self.kernel, process.pid);
+        let mm = kernel.mm(addr)?;
+        if mm.write_locked {
+            let what = "its address space is being changed";
+            return Err(PlanError::Busy { pid, comm: process.comm.clone(), what });
+        }
+        let vmas = kernel.vmas(mm)?;
+        for vma in vmas.iter().filter(|vma| vma.is_shared_writable()) {
+            if let Some(mapping) = kernel.vma_mapping(vma)? {
+                shared.excluded.entry(mapping).or_insert((pid, vma.is_hugetlb()));
+            }
+        }
+        let (mut swapped, mut moving) = (0_u64, false);
+        self.walk(mm, &mut |table, gva, entry| match entry.pte {
+            Pte::Memory(gpa) => {
+                let hugetlb = is_hugetlb(&vmas, gva);
+                let first = gpa.gfn().0;
+                for gfn in (first..first.saturating_add(entry.size.frames())).map(Gfn) {
+                    table.set_owner(gfn, pid);
+                    if hugetlb {
+                        table.hugetlb.insert(gfn);
+                    }
+                }
+            }
+            Pte::Swap { .. } => swapped += entry.size.frames(),
+            Pte::Marker => {}
+            Pte::Special(_) => moving = true,
+        })?;
+        if moving {
+            let what = "a page of it is being moved";
+            return Err(PlanError::Busy { pid, comm: process.comm.clone(), what });
+        }
+        if swapped > 0 {
+            self.unaccounted.push(format!(
+                "process {pid} ({}) has {} KiB in swap, which stays on the guest's disk",
+                process.comm,
+                swapped * (PAGE_SIZE as u64 / 1024)
+            ));
+        }
+        Ok(())
+    }
+
+    fn kept_space(&mut self, addr: Gva, shared: &mut SharedObjects) -> Result<(), PlanError> {
+        let mm = self.kernel.mm(addr)?;
+        if !shared.excluded.is_empty() {
+            for vma in self.kernel.vmas(mm)? {
+                if let Some(mapping) = self.kernel.vma_mapping(&vma)? {
+                    shared.excluded.remove(&mapping);
+                }
+            }
+        }
+        self.walk(mm, &mut |table, _, entry| {
+            if let Pte::Memory(gpa) = entry.pte {
+                let first = gpa.gfn().0;
+                (first..first.saturating_add(entry.size.frames())).for_each(|f| table.keep(Gfn(f)));
+            }
+        })
+    }
+
+    fn walk(&mut self, mm: Mm, visit: &mut dyn FnMut(&mut FrameTable, Gva, Entry)) -> Result<(), PlanError> {
+        let Self { kernel, table, budget, swap_areas, .. } = self;
+        mm.tables
+            .walk(kernel.ram(), mm.tables.user_range(), budget, &mut |leaf| {
+                visit(table, leaf.gva, Entry::of(leaf, *swap_areas));
+            })
+            .map_err(|error| KernelError::from(error).into())
+    }
+
+    /// Objects that only excluded processes map or have open, with all their pages, mapped or not.
+    fn drop_shared_objects(&mut self, shared: &SharedObjects) -> Result<(), PlanError> {
+        for (&mapping, &(pid, hugetlb)) in &shared.excluded {
+            let (frames, evicted) = self.kernel.cached_frames(mapping)?;
+            for gfn in frames {
+                let is_shmem = self.kernel.page(gfn)?.kind == PageKind::SharedMemory;
+                if (is_shmem || hugetlb) && !self.table.is_kept(gfn) {
+                    self.table.set_owner(gfn, pid);
+                    let reason = if hugetlb { DropReason::HugeTlb } else { DropReason::SharedMemory };
+                    self.table.drop_frame(gfn, reason);
+                }
+            }
+            if evicted > 0 {
+                self.unaccounted.push(format!(
+                    "shared memory of process {pid} has {} KiB in swap, which stays on the guest's disk",
+                    evicted * (PAGE_SIZE as u64 / 1024)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, summary: &mut PlanSummary) -> Result<(), PlanError> {
+        for frame in (0..self.kernel.ram().layout().frame_limit().0).map(Gfn) {
+            if self.table.owner_of(frame) == 0
+                || self.table.reason[usize::try_from(frame.0).unwrap_or(0)].is_some()
+            {
+                continue;
+            }
+            let mut stays = |what: &str| *summary.kept_frames.entry(what.to_owned()).or_default() += 1;
+            if self.table.is_kept(frame) {
+                stays("mapped by other processes too");
+                continue;
+            }
+            match self.kernel.page(frame)?.kind {
+                PageKind::Anonymous | PageKind::Merged => {
+                    let huge = self.table.hugetlb.contains(&frame);
+                    let reason = if huge { DropReason::HugeTlb } else { DropReason::Anonymous };
+                    self.table.drop_frame(frame, reason);
+                }
+                PageKind::SharedMemory => stays("shared memory or tmpfs file that others use or may use"),
+                PageKind::File => stays("page cache of a file"),
+                PageKind::Reserved | PageKind::Other => stays("memory of the kernel or a device"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that belongs to nobody.
+    pub(crate) fn survey_free(&mut self) -> Result<(), PlanError> {
+        let Self { kernel, table, .. } = self;
+        let mut free = |reason, gfn: Gfn| {
+            if !ISA_HOLE.contains(&gfn.0) {
+                table.drop_frame(gfn, reason);
+            }
+        };
+        kernel.buddy_frames(&mut |gfn| free(DropReason::Free, gfn))?;
+        kernel.per_cpu_free_frames(&mut |gfn| free(DropReason::FreePerCpu, gfn))?;
+        kernel.huge_free_frames(&mut |gfn| free(DropReason::FreeHuge, gfn))?;
+        kernel.dead_batch_frames(&mut |gfn| free(DropReason::DeadInBatch, gfn))?;
+        Ok(())
+    }
+}
+
+fn is_hugetlb(vmas: &[Vma], gva: Gva) -> bool {
+    let i = vmas.partition_point(|vma| vma.range.start <= gva);
+    i.checked_sub(1).and_then(|i| vmas.get(i)).is_some_and(|vma| gva < vma.range.end && vma.is_hugetlb())
+}

@@ -1,0 +1,115 @@
+//! Edits for threads: dead stacks of all, registers and pending signals of the excluded.
+
+use crate::{Change, Edit, EditReason, Owner, PlanError, Selection};
+use elision_kernel::{Kernel, Process, Thread, WordEdit};
+use elision_memory::{Gpa, Gva};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// Edits in order of application.
+pub(crate) struct Edits<'a, 'k> {
+    kernel: &'a Kernel<'k>,
+    pub(crate) list: Vec<Edit>,
+}
+
+impl<'a, 'k> Edits<'a, 'k> {
+    pub(crate) fn new(kernel: &'a Kernel<'k>) -> Self {
+        Self { kernel, list: Vec::new() }
+    }
+
+    fn zero(&mut self, range: Range<Gva>, reason: EditReason, owner: Owner) -> Result<(), PlanError> {
+        let len = range.end.0.saturating_sub(range.start.0);
+        for (gpa, part) in self.kernel.frames_of(range.start, len)? {
+            let part = u32::try_from(part).unwrap_or(u32::MAX); // at most a frame
+            self.list.push(Edit { gpa, change: Change::Zero(part), reason, owner });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        word: &WordEdit,
+        reason: EditReason,
+        owner: Owner,
+    ) -> Result<(), PlanError> {
+        let mut rest = word.bytes.as_slice();
+        for (gpa, part) in self.kernel.frames_of(word.at, rest.len() as u64)? {
+            let (now, later) = rest.split_at(usize::try_from(part).unwrap_or(0).min(rest.len()));
+            self.list.push(Edit { gpa, change: Change::Write(now.into()), reason, owner });
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Clears what calls that returned have left on the stacks of all sleeping threads.
+    pub(crate) fn dead_stacks(&mut self, selection: &Selection) -> Result<(), PlanError> {
+        for process in &selection.processes {
+            let owner = selection.excluded.contains(&process.pid).then_some(process.pid);
+            for thread in process.threads.iter().filter(|t| !t.on_cpu && !t.dead) {
+                if let Some(stack) = self.kernel.stack(thread)? {
+                    self.zero(stack.dead(), EditReason::DeadStack, owner)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears an excluded process's registers and makes SIGKILL pending for each thread.
+    /// `running` tells which tasks are on a vCPU, and whether in user mode.
+    pub(crate) fn excluded_process(
+        &mut self,
+        process: &Process,
+        running: &BTreeMap<Gva, bool>,
+    ) -> Result<(), PlanError> {
+        let owner = Some(process.pid);
+        let busy = |what| PlanError::Busy { pid: process.pid, comm: process.comm.clone(), what };
+        for thread in process.threads.iter().filter(|t| !t.dead) {
+            if thread.exiting {
+                return Err(busy("it is exiting"));
+            }
+            match (thread.on_cpu, running.get(&thread.task)) {
+                (false, None) => {}
+                (true, Some(true)) => self.running_stack(thread, owner)?,
+                _ => return Err(busy("a thread of it is running in the kernel")),
+            }
+            if let Some(stack) = self.kernel.stack(thread)? {
+                for range in self.kernel.saved_registers(&stack)?.clear {
+                    self.zero(range, EditReason::UserRegisters, owner)?;
+                }
+            }
+            let fpu = self.kernel.fpu_area(thread)?;
+            self.zero(fpu.at..fpu.at.wrapping_add(fpu.len), EditReason::FpuState, owner)?;
+            for word in fpu.initial_words(self.kernel)? {
+                self.write(&word, EditReason::FpuState, owner)?;
+            }
+            for word in self.kernel.kill_edits(thread)? {
+                self.write(&word, EditReason::PendingKill, owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A thread in user mode has nothing on its kernel stack: all of it is dead.
+    fn running_stack(&mut self, thread: &Thread, owner: Owner) -> Result<(), PlanError> {
+        let Some(stack) = self.kernel.stack(thread)? else { return Ok(()) };
+        let registers = self.kernel.saved_registers(&stack)?;
+        let top = registers.clear.iter().map(|range| range.start).min().unwrap_or(stack.sp);
+        self.zero(stack.dead().start..top, EditReason::DeadStack, owner)
+    }
+
+    /// The edits by frame, in each frame in order of application.
+    pub(crate) fn into_sorted(mut self) -> Vec<Edit> {
+        self.list.sort_by_key(|edit| edit.gpa.gfn());
+        self.list
+    }
+}
+
+/// The saved FPU states of all threads that stay.
+pub(crate) fn kept_fpus(kernel: &Kernel<'_>, selection: &Selection) -> BTreeSet<Gva> {
+    selection.kept().flat_map(|p| &p.threads).filter(|t| !t.dead).map(|t| kernel.fpu_of(t)).collect()
+}
+
+/// The addresses that edits change, to find those in dropped frames.
+pub(crate) fn frames_edited(edits: &[Edit]) -> BTreeSet<Gpa> {
+    edits.iter().map(|edit| edit.gpa.gfn().gpa()).collect()
+}

@@ -1,0 +1,89 @@
+//! What must happen to each vCPU: it may hold an excluded thread's registers, or run it.
+
+use crate::PlanError;
+use elision_kernel::{Cpu, FpuOwner, Kernel};
+use elision_memory::Gva;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The part of a vCPU's state that a plan depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuState {
+    /// The VMM's number for it.
+    pub index: usize,
+    /// Whether it is in user mode.
+    pub user_mode: bool,
+    /// `GS.base`.
+    pub gs_base: Gva,
+    /// The GS base that `swapgs` would bring.
+    pub kernel_gs_base: Gva,
+}
+
+/// What to do with a vCPU's state in the copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuAction {
+    /// The VMM's number for it.
+    pub index: usize,
+    /// Clear the vector and floating-point registers.
+    pub clear_vector: bool,
+    /// Clear the general registers: an excluded thread is in user mode there.
+    pub clear_general: bool,
+    /// Raise this interrupt, so that the kernel runs before any user instruction.
+    pub interrupt: Option<u8>,
+}
+
+/// Which vCPU runs what, and whose registers each holds.
+pub(crate) struct Vcpus {
+    states: Vec<(VcpuState, Cpu)>,
+}
+
+impl Vcpus {
+    pub(crate) fn survey(kernel: &Kernel<'_>, states: &[VcpuState]) -> Result<Self, PlanError> {
+        let mut found = Vec::new();
+        for state in states {
+            let base = if state.user_mode { state.kernel_gs_base } else { state.gs_base };
+            let Some(number) = kernel.cpu_by_gs(base) else {
+                // Between the entry from user mode and `swapgs`, or not started yet.
+                return Err(PlanError::VcpuBusy {
+                    index: state.index,
+                    what: "it is entering or leaving the kernel",
+                });
+            };
+            found.push((*state, kernel.cpu(number)?));
+        }
+        Ok(Self { states: found })
+    }
+
+    /// Tasks that are on a vCPU, and whether in user mode there.
+    pub(crate) fn running(&self) -> BTreeMap<Gva, bool> {
+        self.states.iter().map(|(state, cpu)| (cpu.current, state.user_mode)).collect()
+    }
+
+    /// What to do, given the excluded tasks, their saved FPU states, and those of threads that stay.
+    pub(crate) fn actions(
+        &self,
+        excluded_tasks: &BTreeSet<Gva>,
+        kept_fpus: &BTreeSet<Gva>,
+        interrupt: Option<u8>,
+    ) -> Result<Vec<VcpuAction>, PlanError> {
+        self.states
+            .iter()
+            .map(|(state, cpu)| {
+                let runs_excluded = state.user_mode && excluded_tasks.contains(&cpu.current);
+                let clear_vector = match cpu.fpu_owner {
+                    FpuOwner::Nobody => true,
+                    FpuOwner::Fpu(fpu) => !kept_fpus.contains(&fpu),
+                    FpuOwner::Kernel => {
+                        let what = "the kernel computes with its vector registers";
+                        return Err(PlanError::VcpuBusy { index: state.index, what });
+                    }
+                };
+                Ok(VcpuAction {
+                    index: state.index,
+                    clear_vector,
+                    clear_general: runs_excluded,
+                    interrupt: interrupt.filter(|_| runs_excluded || cpu.number == 0),
+                })
+            })
+            .collect()
+    }
+}
