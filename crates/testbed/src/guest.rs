@@ -1,0 +1,161 @@
+//! A guest that runs, from its boot to the removal of its files.
+
+use crate::console::Console;
+use crate::control::Control;
+use crate::endpoints::Endpoints;
+use crate::error::{Context, Error};
+use crate::options::{GuestOptions, RamMode};
+use crate::truth::Truth;
+use crate::{paths, spawner};
+use elision_actor::protocol::READY_LINE;
+use elision_memory::{Ram, RamLayout};
+use serde_json::json;
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A boot takes 3 s alone and far longer on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// Some kernels panic early in one of a few emulated boots.
+const ATTEMPTS: u32 = 3;
+
+/// A running guest. Dropping it ends QEMU and removes its files.
+#[derive(Debug)]
+pub struct Guest {
+    endpoints: Endpoints,
+    layout: RamLayout,
+    ram: RamMode,
+    control: Control,
+    process: Process,
+}
+
+/// Ends QEMU and removes its folder.
+#[derive(Debug)]
+struct Process {
+    child: Option<Child>,
+    endpoints: Endpoints,
+}
+
+impl Guest {
+    pub(crate) fn boot(options: &GuestOptions) -> Result<Self, Error> {
+        let mut attempt = 1;
+        loop {
+            match Self::boot_once(options, BOOT_LIMIT) {
+                Err(Error::NotReady { .. }) if attempt < ATTEMPTS => attempt += 1,
+                done => return done,
+            }
+        }
+    }
+
+    /// One boot within a time limit.
+    pub(crate) fn boot_once(options: &GuestOptions, limit: Duration) -> Result<Self, Error> {
+        let endpoints = Endpoints::new(paths::new_guest_folder()?);
+        let mut process = Process { child: None, endpoints: endpoints.clone() };
+        let words = options.command_in(endpoints.folder())?;
+        let log = File::create(endpoints.qemu_log()).context("create", endpoints.qemu_log())?;
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = process.child.insert(spawner::spawn(command)?);
+
+        let until = Instant::now() + limit;
+        while !endpoints.console().text().contains(READY_LINE) {
+            let ended = child.try_wait().context("wait for", endpoints.folder())?;
+            let reason = match ended {
+                Some(status) => format!("QEMU ended early ({status})"),
+                None if Instant::now() > until => format!("nothing after {} s", limit.as_secs()),
+                None => {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
+            };
+            return Err(not_ready(&endpoints, reason));
+        }
+        Self::connected(options, endpoints, process)
+    }
+
+    pub(crate) fn attach(options: &GuestOptions, endpoints: Endpoints) -> Result<Self, Error> {
+        let process = Process { child: None, endpoints: endpoints.clone() };
+        Self::connected(options, endpoints, process)
+    }
+
+    fn connected(options: &GuestOptions, endpoints: Endpoints, process: Process) -> Result<Self, Error> {
+        let control = endpoints
+            .connect(Duration::from_secs(60))
+            .map_err(|e| not_ready(&endpoints, format!("it did not answer ({e})")))?;
+        Ok(Self { layout: options.layout()?, ram: options.ram_mode(), endpoints, control, process })
+    }
+
+    /// Requests to the guest.
+    pub fn control(&mut self) -> &mut Control {
+        &mut self.control
+    }
+
+    /// Its sockets and files.
+    #[must_use]
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// Its console.
+    #[must_use]
+    pub fn console(&self) -> Console {
+        self.endpoints.console()
+    }
+
+    /// Where its RAM stands in the RAM file.
+    #[must_use]
+    pub fn layout(&self) -> &RamLayout {
+        &self.layout
+    }
+
+    /// Its RAM, as it changes.
+    pub fn ram(&self) -> Result<Ram, Error> {
+        if self.ram == RamMode::Plain {
+            return Err(Error::NotShared);
+        }
+        let path = self.endpoints.ram_file();
+        let file = File::open(&path).context("open", &path)?;
+        Ok(Ram::shared(&file, self.layout.clone())?)
+    }
+
+    /// Process id of QEMU, if this guest was booted here.
+    #[must_use]
+    pub fn qemu_pid(&self) -> Option<u32> {
+        self.process.child.as_ref().map(Child::id)
+    }
+
+    /// What the guest's own kernel says; `symbols` and `types` are large and can be left out.
+    pub fn truth(&mut self, symbols: bool, types: bool) -> Result<Truth, Error> {
+        self.endpoints.truth(&mut self.control, symbols, types)
+    }
+
+    /// Console lines that show a damaged or stalled kernel.
+    #[must_use]
+    pub fn console_problems(&self) -> Vec<String> {
+        self.console().problems()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        match &mut self.child {
+            Some(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            None => {
+                let _ = self.endpoints.qmp("quit", &json!({}));
+            }
+        }
+        let _ = std::fs::remove_dir_all(self.endpoints.folder());
+    }
+}
+
+fn not_ready(endpoints: &Endpoints, reason: String) -> Error {
+    let mut console = endpoints.console().tail(25);
+    if let Ok(log) = std::fs::read_to_string(endpoints.qemu_log()) {
+        console.push('\n');
+        console.push_str(log.trim_end());
+    }
+    Error::NotReady { reason, console }
+}

@@ -1,0 +1,198 @@
+//! What a guest is to be, and the QEMU command that makes it: one that a user could have written.
+
+use crate::accel::{self, Accel};
+use crate::endpoints::Endpoints;
+use crate::error::Error;
+use crate::guest::Guest;
+use crate::kernels::Kernel;
+use crate::{initramfs, kernels, paths};
+use elision_memory::{FileOffset, Gpa, RamLayout, RamRegion};
+use std::path::{Path, PathBuf};
+
+/// Where QEMU keeps the guest's RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RamMode {
+    /// A file that others can map, with the backend id `pc.ram`.
+    Shared,
+    /// QEMU's own memory, as without any option.
+    Plain,
+}
+
+/// A guest to boot.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    pub(crate) kernel: String,
+    memory_mib: u64,
+    vcpus: u32,
+    four_level: bool,
+    ram: RamMode,
+    accel: Option<Accel>,
+    append: Vec<String>,
+    extra: Vec<String>,
+}
+
+impl GuestOptions {
+    /// 512 MiB, two vCPUs, five-level paging where kernel and processor have it, shared RAM.
+    #[must_use]
+    pub fn new(kernel: &str) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            memory_mib: 512,
+            vcpus: 2,
+            four_level: false,
+            ram: RamMode::Shared,
+            accel: None,
+            append: Vec::new(),
+            extra: Vec::new(),
+        }
+    }
+
+    /// RAM in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u64) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn vcpus(mut self, n: u32) -> Self {
+        self.vcpus = n;
+        self
+    }
+
+    /// Without LA57: four-level paging.
+    #[must_use]
+    pub fn four_level(mut self) -> Self {
+        self.four_level = true;
+        self
+    }
+
+    /// Where the RAM is.
+    #[must_use]
+    pub fn ram(mut self, mode: RamMode) -> Self {
+        self.ram = mode;
+        self
+    }
+
+    /// This accelerator, instead of the one that [`accel::choose`] finds.
+    #[must_use]
+    pub fn accel(mut self, accel: Accel) -> Self {
+        self.accel = Some(accel);
+        self
+    }
+
+    /// Another word on the kernel's command line.
+    #[must_use]
+    pub fn append(mut self, word: &str) -> Self {
+        self.append.push(word.to_owned());
+        self
+    }
+
+    /// More words on QEMU's command line.
+    #[must_use]
+    pub fn extra(mut self, words: &[&str]) -> Self {
+        self.extra.extend(words.iter().map(|w| (*w).to_owned()));
+        self
+    }
+
+    pub(crate) fn ram_mode(&self) -> RamMode {
+        self.ram
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> Result<Kernel, Error> {
+        kernels::get(&self.kernel)
+    }
+
+    /// Where guest-physical RAM stands in the RAM file: a q35 machine keeps 2 GiB below the PCI hole
+    /// once RAM reaches up to it.
+    pub fn layout(&self) -> Result<RamLayout, Error> {
+        let len = self.memory_mib << 20;
+        let below = if len >= 0xb000_0000 { 2 << 30 } else { len };
+        let mut regions = vec![RamRegion { gpa: Gpa(0), len: below, offset: FileOffset(0) }];
+        if len > below {
+            regions.push(RamRegion { gpa: Gpa(4 << 30), len: len - below, offset: FileOffset(below) });
+        }
+        RamLayout::new(regions).map_err(|e| Error::Truth(e.to_string()))
+    }
+
+    /// A new folder for [`GuestOptions::command_in`]; [`GuestOptions::attach`] removes it at the end.
+    pub fn new_folder() -> Result<PathBuf, Error> {
+        paths::new_guest_folder()
+    }
+
+    /// The QEMU command, with its sockets, logs and RAM file in `folder`. The first word is the program.
+    pub fn command_in(&self, folder: &Path) -> Result<Vec<String>, Error> {
+        let kernel = self.kernel()?;
+        let initramfs = initramfs::get()?;
+        let accel = match self.accel {
+            Some(accel) => accel,
+            None => accel::choose(&self.kernel),
+        };
+        let at = |name: &str| folder.join(name).display().to_string();
+        let mut words: Vec<String> = Vec::new();
+        let mut add = |parts: &[&str]| words.extend(parts.iter().map(|p| (*p).to_owned()));
+        add(&[
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-accel",
+            accel.option(),
+        ]);
+        add(&["-cpu", if self.four_level { "max,la57=off" } else { "max" }]);
+        add(&["-m", &self.memory_mib.to_string(), "-smp", &self.vcpus.to_string()]);
+        match self.ram {
+            RamMode::Shared => {
+                let size = self.memory_mib;
+                let object =
+                    format!("memory-backend-file,id=pc.ram,size={size}M,mem-path={},share=on", at("ram"));
+                add(&["-machine", "q35,memory-backend=pc.ram", "-object", &object]);
+            }
+            RamMode::Plain => add(&["-machine", "q35"]),
+        }
+        add(&["-kernel", &kernel.vmlinuz.display().to_string()]);
+        add(&["-initrd", &initramfs.display().to_string()]);
+        let mut append = "console=ttyS0 loglevel=5 panic=-1".to_owned();
+        for word in &self.append {
+            append.push(' ');
+            append.push_str(word);
+        }
+        add(&["-append", &append]);
+        add(&["-chardev", &format!("file,id=console,path={},append=on", at("console.log"))]);
+        add(&["-serial", "chardev:console"]);
+        add(&["-chardev", &format!("socket,id=control,path={},server=on,wait=off", at("control.sock"))]);
+        add(&["-serial", "chardev:control"]);
+        add(&["-chardev", &format!("file,id=debug,path={},append=on", at("debug.bin"))]);
+        add(&["-device", "isa-debugcon,iobase=0xe9,chardev=debug"]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", at("qmp.sock"))]);
+        words.extend(self.extra.iter().cloned());
+        Ok(words)
+    }
+
+    /// Boots the guest and waits until it takes requests.
+    pub fn boot(&self) -> Result<Guest, Error> {
+        Guest::boot(self)
+    }
+
+    /// A guest that another program started or restored with [`GuestOptions::command_in`].
+    pub fn attach(&self, folder: &Path) -> Result<Guest, Error> {
+        Guest::attach(self, Endpoints::new(folder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_is_split_around_the_pci_hole_only_when_it_reaches_it() {
+        assert_eq!(GuestOptions::new("6.1").layout().unwrap().regions().len(), 1);
+        assert_eq!(GuestOptions::new("6.1").memory_mib(2815).layout().unwrap().regions().len(), 1);
+        let large = GuestOptions::new("6.1").memory_mib(5120).layout().unwrap();
+        assert_eq!(large.ram_bytes(), 5 << 30);
+        assert_eq!(large.offset_of(Gpa(4 << 30), 8), Some(FileOffset(2 << 30)));
+    }
+}
