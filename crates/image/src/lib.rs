@@ -1,1 +1,47 @@
-//! (being written)
+//! The checkpoint on disk: written so that it is whole or absent, read with nothing trusted.
+//!
+//! ```text
+//! IMAGE/                   a directory, mode 0700, files 0600
+//!   manifest.json          what the image is, and checksums of the other files   (manifest.rs)
+//!   ram.img                the RAM file: each page at its offset, sparse         (ram_writer.rs)
+//!   state.bin              device state: a QEMU migration stream without RAM
+//!   exclusions.bin         what was left out and changed, why, and for whom      (exclusions.rs)
+//! .IMAGE.elision-partial/  the same while it is being written, under a lock      (partial.rs)
+//! ```
+//! A hole of `ram.img` is a page that was dropped, that was zero, or that is no RAM. The file can be
+//! mapped as it is: pages come in as they are touched.
+//!
+//! Limits: `manifest.json` 16 MiB, `state.bin` 1 GiB, `exclusions.bin` as in its module.
+
+mod checksum;
+mod error;
+mod exclusions;
+mod manifest;
+mod partial;
+mod ram_writer;
+mod reader;
+mod verify;
+mod writer;
+
+pub use error::ImageError;
+pub use exclusions::{EditKind, EditMeta, Exclusions, ExclusionsError};
+pub use manifest::{Completeness, FORMAT, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, timestamp};
+pub use partial::{partial_path, remove_stale};
+pub use ram_writer::RamStats;
+pub use reader::Image;
+pub use verify::Problem;
+pub use writer::ImageWriter;
+
+/// Name of the manifest inside an image.
+pub const MANIFEST: &str = "manifest.json";
+/// Name of the RAM file inside an image.
+pub const RAM: &str = "ram.img";
+/// Name of the device state inside an image.
+pub const STATE: &str = "state.bin";
+/// Name of the exclusion map inside an image.
+pub const EXCLUSIONS: &str = "exclusions.bin";
+
+/// Most bytes of a manifest that are read.
+const MANIFEST_BYTES: u64 = 16 << 20;
+/// Most bytes of device state that are read.
+const STATE_BYTES: u64 = 1 << 30;

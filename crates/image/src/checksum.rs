@@ -1,0 +1,132 @@
+//! BLAKE3 checksums of an image's files.
+//!
+//! `ram.img` is hashed by chunks, in parallel, after the VM runs again: its pages are still in the page
+//! cache, so this costs a pass over memory and nothing of the pause. A chunk without data is not read.
+//!
+//! ```text
+//! ram.img   [ chunk 0 ][ chunk 1 ][ ... ][ last, may be shorter ]
+//!              |          |                  |
+//! chunks     BLAKE3     BLAKE3             BLAKE3        32 bytes each
+//!              +----------+------------------+-> root = BLAKE3 of all of them, one after another
+//! ```
+
+use blake3::Hash;
+use elision_memory::FileOffset;
+use rayon::prelude::*;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+/// Smallest chunk. It doubles until a file has at most [`MAX_CHUNKS`].
+pub(crate) const MIN_CHUNK: u64 = 4 << 20;
+/// Most chunks of one file, so that the manifest stays small.
+pub(crate) const MAX_CHUNKS: u64 = 4096;
+const BUFFER: usize = 256 << 10;
+
+/// Chunk length for a file of `len` bytes.
+pub(crate) fn chunk_bytes(len: u64) -> u64 {
+    let mut chunk = MIN_CHUNK;
+    while len.div_ceil(chunk) > MAX_CHUNKS {
+        chunk *= 2;
+    }
+    chunk
+}
+
+/// Hashes every chunk; `data` are the parts that may hold something else than zeros, ascending.
+pub(crate) fn chunk_hashes(
+    file: &File,
+    len: u64,
+    chunk: u64,
+    data: &[Range<FileOffset>],
+) -> io::Result<Vec<Hash>> {
+    let empty = zeros(chunk.min(len));
+    (0..len.div_ceil(chunk))
+        .into_par_iter()
+        .map(|i| {
+            let start = i * chunk;
+            let end = (start + chunk).min(len);
+            let next = data.partition_point(|part| part.end.0 <= start);
+            if data.get(next).is_some_and(|part| part.start.0 < end) {
+                hash_range(file, start..end)
+            } else if end - start == chunk.min(len) {
+                Ok(empty)
+            } else {
+                Ok(zeros(end - start))
+            }
+        })
+        .collect()
+}
+
+/// Hash of all chunk hashes.
+pub(crate) fn root(chunks: &[Hash]) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    for chunk in chunks {
+        hasher.update(chunk.as_bytes());
+    }
+    hasher.finalize()
+}
+
+/// Hash of a whole file, and its length.
+pub(crate) fn hash_file(mut file: &File) -> io::Result<(Hash, u64)> {
+    let (mut hasher, mut buf, mut len) = (blake3::Hasher::new(), vec![0; BUFFER], 0);
+    loop {
+        match file.read(&mut buf) {
+            Ok(0) => return Ok((hasher.finalize(), len)),
+            Ok(n) => {
+                hasher.update(buf.get(..n).unwrap_or_default());
+                len += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn hash_range(file: &File, range: Range<u64>) -> io::Result<Hash> {
+    let (mut hasher, mut buf, mut at) = (blake3::Hasher::new(), vec![0; BUFFER], range.start);
+    while at < range.end {
+        let want = usize::try_from(range.end - at).unwrap_or(BUFFER).min(BUFFER);
+        let part = buf.get_mut(..want).unwrap_or_default();
+        file.read_exact_at(part, at)?;
+        hasher.update(part);
+        at += want as u64;
+    }
+    Ok(hasher.finalize())
+}
+
+fn zeros(len: u64) -> Hash {
+    let (mut hasher, buf, mut left) = (blake3::Hasher::new(), vec![0; BUFFER], len);
+    while left > 0 {
+        let part = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+        hasher.update(buf.get(..part).unwrap_or_default());
+        left -= part as u64;
+    }
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipping_holes_gives_the_same_hashes() {
+        let file = tempfile::tempfile().unwrap();
+        let len = 2 * MIN_CHUNK + 4096;
+        file.set_len(len).unwrap();
+        file.write_all_at(b"data", MIN_CHUNK + 5).unwrap();
+        let all = chunk_hashes(&file, len, MIN_CHUNK, &[FileOffset(0)..FileOffset(len)]).unwrap();
+        let known = [FileOffset(MIN_CHUNK)..FileOffset(MIN_CHUNK + 4096)];
+        assert_eq!(chunk_hashes(&file, len, MIN_CHUNK, &known).unwrap(), all);
+        assert_ne!(chunk_hashes(&file, len, MIN_CHUNK, &[]).unwrap(), all, "control: data counts");
+        assert_eq!(all[2], blake3::hash(&[0; 4096]));
+    }
+
+    #[test]
+    fn chunks_stay_few() {
+        assert_eq!(chunk_bytes(1), MIN_CHUNK);
+        assert_eq!(chunk_bytes(MIN_CHUNK * MAX_CHUNKS), MIN_CHUNK);
+        assert_eq!(chunk_bytes(MIN_CHUNK * MAX_CHUNKS + 1), 2 * MIN_CHUNK);
+        assert!((1_u64 << 52).div_ceil(chunk_bytes(1 << 52)) <= MAX_CHUNKS);
+    }
+}

@@ -1,0 +1,185 @@
+//! The manifest: what an image is, for people and for a restore.
+//!
+//! JSON, one object. `format` comes first in importance: a reader refuses a number it does not know.
+//! Within a format, fields may be added: a reader ignores those it does not know.
+//!
+//! Limits: 16 MiB; the RAM layout is checked when it is parsed.
+
+use crate::checksum::{MAX_CHUNKS, MIN_CHUNK};
+use elision_memory::RamLayout;
+use elision_plan::PlanSummary;
+use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The image format written and read here.
+pub const FORMAT: u32 = 1;
+
+/// What an image is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Format of the whole image, [`FORMAT`].
+    pub format: u32,
+    /// Version of the program that wrote it.
+    pub elision_version: String,
+    /// When the VM was stopped for it, in UTC as `2026-01-31T12:00:00Z` ([`timestamp`]).
+    pub created: String,
+    /// The hypervisor.
+    pub vmm: Vmm,
+    /// What ran in the VM.
+    pub guest: Guest,
+    /// Where guest-physical RAM stands in `ram.img`.
+    pub ram_layout: RamLayout,
+    /// What the user asked to leave out, as given by the policy crate.
+    pub policy: serde_json::Value,
+    /// What was left out and changed, in numbers.
+    pub plan: PlanSummary,
+    /// Whether everything of the excluded processes was accounted for.
+    pub completeness: Completeness,
+    /// How long it took.
+    pub times: Times,
+    /// The other files. Filled in by the writer.
+    #[serde(default)]
+    pub files: Files,
+}
+
+/// The hypervisor that an image was taken from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vmm {
+    /// Version of QEMU, as it says it.
+    pub version: String,
+    /// Machine type with its version, such as `pc-q35-7.2`.
+    pub machine: String,
+    /// The command line that started it, word by word.
+    pub command: Vec<String>,
+    /// Name of the RAM block that `ram.img` holds; also the id of the backend at restore.
+    pub ram_block: String,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+}
+
+/// What ran in the VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Release of the guest's kernel, as `uname -r` gives it.
+    pub kernel_release: String,
+    /// Its build id, in hexadecimal.
+    pub build_id: String,
+}
+
+/// Whether everything of the excluded processes was accounted for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Completeness {
+    /// It was.
+    #[default]
+    Complete,
+    /// The user let these things pass.
+    BestEffort {
+        /// What could not be accounted for.
+        unaccounted: Vec<String>,
+    },
+}
+
+/// How long a save took, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// From `stop` to `cont`.
+    pub pause_ms: f64,
+    /// Until RAM was on disk and checked. Filled in by the writer: from its creation on.
+    pub total_ms: f64,
+}
+
+/// The files beside the manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// `ram.img`.
+    pub ram: RamFile,
+    /// `state.bin`.
+    pub state: FileSum,
+    /// `exclusions.bin`.
+    pub exclusions: FileSum,
+}
+
+/// Length and checksum of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSum {
+    /// Length in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of all bytes, in hexadecimal.
+    pub blake3: String,
+}
+
+/// Length and checksums of the RAM file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamFile {
+    /// Length in bytes, holes included.
+    pub bytes: u64,
+    /// Bytes that take room on disk.
+    pub stored_bytes: u64,
+    /// Length of a chunk in bytes; the last may be shorter.
+    pub chunk_bytes: u64,
+    /// BLAKE3 of all chunk hashes, in hexadecimal.
+    pub root: String,
+    /// BLAKE3 of each chunk, in hexadecimal, one after another.
+    pub chunks: String,
+}
+
+impl RamFile {
+    /// The chunk hashes, if their number fits the length and chunk length.
+    pub(crate) fn chunk_hashes(&self) -> Option<Vec<blake3::Hash>> {
+        let size_ok = self.chunk_bytes.is_power_of_two() && self.chunk_bytes >= MIN_CHUNK;
+        if !size_ok || self.bytes.div_ceil(self.chunk_bytes) > MAX_CHUNKS || !self.chunks.is_ascii() {
+            return None;
+        }
+        let count = self.bytes.div_ceil(self.chunk_bytes);
+        if self.chunks.len() as u64 != count * 64 {
+            return None;
+        }
+        self.chunks.as_bytes().chunks(64).map(|hex| blake3::Hash::from_hex(hex).ok()).collect()
+    }
+}
+
+/// A point of time in UTC, to the second, as RFC 3339 writes it.
+#[must_use]
+pub fn timestamp(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (mut day, time) = (seconds / 86_400, seconds % 86_400);
+    let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    let mut year = 1970 + 400 * (day / 146_097); // days of 400 years
+    day %= 146_097;
+    while day >= 365 + u64::from(leap(year)) {
+        day -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 1;
+    for days in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < days {
+            break;
+        }
+        day -= days;
+        month += 1;
+    }
+    format!("{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z", day + 1, time / 3600, time / 60 % 60, time % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn timestamps_are_those_of_the_calendar() {
+        let table = [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (978_307_199, "2000-12-31T23:59:59Z"),
+            (1_709_210_096, "2024-02-29T12:34:56Z"),
+            (4_102_444_800, "2100-01-01T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ];
+        for (seconds, text) in table {
+            assert_eq!(timestamp(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The folder that an image is written in before it gets its name.
+//!
+//! ```text
+//! create                   finish                           the saver dies
+//! .NAME.elision-partial -> rename to NAME (never replaces)   kernel drops the lock; a guardian or
+//! locked by flock          then sync the parent              the next run removes the folder
+//! ```
+//! The lock is on the folder itself, so it goes with it through the rename, and there is no moment
+//! at which another run could take a folder that is about to become an image.
+
+use crate::ImageError;
+use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, fstat, lstat};
+use rustix::io::Errno;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// How often a folder may vanish between being seen and being locked.
+const TRIES: usize = 16;
+
+/// Where the image `target` is written until it is whole.
+pub fn partial_path(target: &Path) -> Result<PathBuf, ImageError> {
+    let name = target.file_name().ok_or_else(|| ImageError::BadTarget(target.to_owned()))?;
+    let mut partial = std::ffi::OsString::from(".");
+    partial.push(name);
+    partial.push(".elision-partial");
+    Ok(target.with_file_name(partial))
+}
+
+/// Removes the partial folder of `target` if its saver is dead. Returns whether there was one.
+pub fn remove_stale(target: &Path) -> Result<bool, ImageError> {
+    let path = partial_path(target)?;
+    match lock(target, &path)? {
+        Some(_lock) => remove(&path).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// A locked partial folder. Dropping it removes the folder.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    path: PathBuf,
+    target: PathBuf,
+    dir: File,
+    renamed: bool,
+}
+
+impl Partial {
+    /// A new, empty folder for `target`.
+    pub(crate) fn create(target: &Path) -> Result<Self, ImageError> {
+        let path = partial_path(target)?;
+        check_absent(target)?;
+        let parent = parent_of(target);
+        if !parent.is_dir() {
+            return Err(ImageError::NoParent(parent.to_owned()));
+        }
+        for _ in 0..TRIES {
+            if let Some(_lock) = lock(target, &path)? {
+                remove(&path)?;
+            }
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(ImageError::io("create", &path, e)),
+            }
+            // Another run may have seen the new folder before it was locked, and removed it as stale.
+            if let Some(dir) = lock(target, &path)? {
+                return Ok(Self { path, target: target.to_owned(), dir, renamed: false });
+            }
+        }
+        Err(ImageError::Busy { target: target.to_owned(), partial: path })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the folder its final name; everything in it must be synced.
+    pub(crate) fn rename(mut self) -> Result<PathBuf, ImageError> {
+        self.dir.sync_all().map_err(|e| ImageError::io("sync", &self.path, e))?;
+        let cwd = rustix::fs::CWD;
+        match rustix::fs::renameat_with(cwd, &self.path, cwd, &self.target, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(ImageError::Exists(self.target.clone())),
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                // A file system without this flag: a rename can replace only an empty directory.
+                check_absent(&self.target)?;
+                fs::rename(&self.path, &self.target).map_err(|e| ImageError::io("rename", &self.path, e))?;
+            }
+            Err(e) => return Err(ImageError::io("rename", &self.path, e)),
+        }
+        self.renamed = true;
+        let parent = parent_of(&self.target);
+        File::open(parent).and_then(|d| d.sync_all()).map_err(|e| ImageError::io("sync", parent, e))?;
+        Ok(self.target.clone())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.renamed {
+            if let Err(error) = remove(&self.path) {
+                tracing::error!(path = %self.path.display(), %error, "cannot remove an unfinished image");
+            }
+        }
+    }
+}
+
+/// Opens and locks the partial folder, if there is one.
+fn lock(target: &Path, path: &Path) -> Result<Option<File>, ImageError> {
+    for _ in 0..TRIES {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(ImageError::Foreign(path.to_owned())),
+            Err(e) => return Err(ImageError::io("open", path, e)),
+        };
+        let own = fstat(&dir).map_err(|e| ImageError::io("look at", path, e))?;
+        if own.st_uid != rustix::process::geteuid().as_raw() {
+            return Err(ImageError::Foreign(path.to_owned()));
+        }
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(ImageError::Busy { target: target.to_owned(), partial: path.to_owned() });
+            }
+            Err(e) => return Err(ImageError::io("lock", path, e)),
+        }
+        // The folder may have been renamed or removed before it was locked.
+        match lstat(path) {
+            Ok(now) if (now.st_dev, now.st_ino) == (own.st_dev, own.st_ino) => return Ok(Some(dir)),
+            Ok(_) => {}
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(ImageError::io("look at", path, e)),
+        }
+    }
+    Err(ImageError::Busy { target: target.to_owned(), partial: path.to_owned() })
+}
+
+fn remove(path: &Path) -> Result<(), ImageError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(ImageError::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn check_absent(target: &Path) -> Result<(), ImageError> {
+    match target.symlink_metadata() {
+        Ok(_) => Err(ImageError::Exists(target.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            Err(ImageError::NoParent(parent_of(target).to_owned()))
+        }
+        Err(e) => Err(ImageError::io("look at", target, e)),
+    }
+}
+
+fn parent_of(target: &Path) -> &Path {
+    target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

@@ -1,0 +1,150 @@
+//! Reading an image: checked when opened, nothing in it trusted.
+
+use crate::{
+    EXCLUSIONS, Exclusions, FORMAT, ImageError, MANIFEST, MANIFEST_BYTES, Manifest, RAM, STATE, STATE_BYTES,
+};
+use crate::{Problem, exclusions, verify};
+use elision_memory::Ram;
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// An image whose manifest was read and whose files have the lengths it says.
+#[derive(Debug)]
+pub struct Image {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+impl Image {
+    /// Opens an image; says what is wrong with one that is not whole.
+    pub fn open(dir: &Path) -> Result<Self, ImageError> {
+        let manifest = read_manifest(dir)?;
+        let image = Self { dir: dir.to_owned(), manifest };
+        let files = &image.manifest.files;
+        for (name, bytes) in
+            [(RAM, files.ram.bytes), (STATE, files.state.bytes), (EXCLUSIONS, files.exclusions.bytes)]
+        {
+            image.open_file(name, bytes)?;
+        }
+        Ok(image)
+    }
+
+    /// What the image says of itself.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The image's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The RAM file, as a restore gives it to the hypervisor.
+    #[must_use]
+    pub fn ram_path(&self) -> PathBuf {
+        self.dir.join(RAM)
+    }
+
+    /// The device state's file.
+    #[must_use]
+    pub fn state_path(&self) -> PathBuf {
+        self.dir.join(STATE)
+    }
+
+    /// The guest's memory, mapped private: what is written to it never reaches the file.
+    pub fn ram(&self) -> Result<Ram, ImageError> {
+        let file = self.open_file(RAM, self.manifest.files.ram.bytes)?;
+        Ok(Ram::private(&file, self.manifest.ram_layout.clone())?)
+    }
+
+    /// The device state.
+    pub fn state(&self) -> Result<Vec<u8>, ImageError> {
+        let expected = self.manifest.files.state.bytes;
+        let file = self.open_file(STATE, expected)?;
+        let mut bytes = Vec::new();
+        let path = self.state_path();
+        file.take(STATE_BYTES.min(expected))
+            .read_to_end(&mut bytes)
+            .map_err(|e| ImageError::io("read", &path, e))?;
+        if bytes.len() as u64 == expected {
+            Ok(bytes)
+        } else {
+            Err(ImageError::Size { path, found: bytes.len() as u64, expected })
+        }
+    }
+
+    /// What was left out and changed.
+    pub fn exclusions(&self) -> Result<Exclusions, ImageError> {
+        let file = self.open_file(EXCLUSIONS, self.manifest.files.exclusions.bytes)?;
+        let source = |source| ImageError::Exclusions { path: self.dir.join(EXCLUSIONS), source };
+        Exclusions::decode(io::BufReader::new(file.take(exclusions::FILE_BYTES))).map_err(source)
+    }
+
+    /// Checks everything that can be checked without restoring. No problem means an empty list.
+    pub fn verify(&self) -> Result<Vec<Problem>, ImageError> {
+        verify::verify(self)
+    }
+
+    pub(crate) fn open_file(&self, name: &str, expected: u64) -> Result<File, ImageError> {
+        let path = self.dir.join(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(ImageError::Missing(path)),
+            Err(e) => return Err(ImageError::io("open", &path, e)),
+        };
+        let meta = file.metadata().map_err(|e| ImageError::io("look at", &path, e))?;
+        if !meta.is_file() {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(ImageError::io("open", &path, error));
+        }
+        if meta.len() == expected {
+            Ok(file)
+        } else {
+            Err(ImageError::Size { path, found: meta.len(), expected })
+        }
+    }
+}
+
+/// The one field that every format has.
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u64,
+}
+
+fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
+    let path = dir.join(MANIFEST);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(ImageError::NotAnImage(dir.to_owned()));
+        }
+        Err(e) => return Err(ImageError::io("open", &path, e)),
+    };
+    let mut text = Vec::new();
+    file.take(MANIFEST_BYTES + 1).read_to_end(&mut text).map_err(|e| ImageError::io("read", &path, e))?;
+    let bad = |reason: String| ImageError::Manifest { path: path.clone(), reason };
+    if text.len() as u64 > MANIFEST_BYTES {
+        return Err(bad(format!("it has more than {MANIFEST_BYTES} bytes")));
+    }
+    let format: FormatOnly = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+    if format.format != u64::from(FORMAT) {
+        return Err(ImageError::Format { path: dir.to_owned(), found: format.format, known: FORMAT });
+    }
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+    let files = &manifest.files;
+    let (needed, ram) = (manifest.ram_layout.file_len(), files.ram.bytes);
+    if ram < needed {
+        return Err(bad(format!("its RAM layout needs {needed} bytes, but it says that {RAM} has {ram}")));
+    }
+    if files.ram.chunk_hashes().is_none() {
+        return Err(bad(format!("its list of checksums does not fit the length of {RAM}")));
+    }
+    if files.state.bytes > STATE_BYTES || files.exclusions.bytes > exclusions::FILE_BYTES {
+        return Err(bad(format!("it says that {STATE} or {EXCLUSIONS} is larger than any such file")));
+    }
+    Ok(manifest)
+}
