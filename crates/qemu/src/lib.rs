@@ -1,17 +1,32 @@
 //! QEMU from outside: QMP, the RAM file, the migration stream, capture and restore.
+//!
+//! - [`Vm::attach`]: a running VM with shared RAM, by its QMP socket.
+//! - [`Vm::device_state`]: the state of a stopped VM's devices and vCPUs, without its RAM, as
+//!   [`DeviceState`]: to look at, to clear of private data, and to write in a form that stock QEMU loads.
+//! - [`Guardian`]: lets the VM run on when the saver dies.
+//! - [`prepare`]: makes a QEMU command fit for saving; [`for_restore`] and [`restore()`]: start an image.
+//!
+//! Nothing here knows what runs in the guest or what is private.
 
 mod capture;
+mod command;
 mod error;
 mod flat_view;
+mod guardian;
 mod layout;
 mod process;
 mod qmp;
+mod restore;
 mod stream;
+mod sys;
 mod vm;
 
+pub use command::{Prepared, RestoreOptions, for_restore, fresh_guid, prepare};
 pub use error::{QemuError, Result};
+pub use guardian::{Duty, Guardian, guard_main};
 pub use layout::{HiddenRange, VmRam};
 pub use process::QemuProcess;
 pub use qmp::{Event, Qmp, Version};
+pub use restore::{RestoreRequest, Restored, restore};
 pub use stream::{Blanked, Cleared, DeviceState, Vcpu};
 pub use vm::{RunState, Vm};

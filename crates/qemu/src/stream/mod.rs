@@ -37,6 +37,8 @@ mod serial;
 mod state;
 #[cfg(test)]
 mod test_stream;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod video;
 

@@ -2,6 +2,9 @@
 
 use serde_json::{Value, json};
 
+/// Fields with their descriptions and bytes.
+pub(super) type Fields = Vec<(Value, Vec<u8>)>;
+
 /// Puts a stream together part by part.
 #[derive(Default)]
 pub(super) struct StreamBuilder {
@@ -80,7 +83,7 @@ impl StreamBuilder {
         device: &str,
         instance: u8,
         fields: &[(Value, Vec<u8>)],
-        subsection: Option<(&str, &[(Value, Vec<u8>)])>,
+        subsection: Option<(&str, &Fields)>,
     ) -> &mut Self {
         self.next += 1;
         let id = (self.next + 10).to_be_bytes();

@@ -1,4 +1,5 @@
 //! A bare QEMU for tests: SeaBIOS and no disk.
+#![allow(dead_code)] // each test file uses its part
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,9 +14,13 @@ pub(crate) struct Machine {
 impl Machine {
     /// Starts QEMU with a memfd-like RAM file in the folder, `id` as its backend, and more options.
     pub(crate) fn start(id: &str, mib: u32, options: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), id, mib, options)
+    }
+
+    /// The same in a folder that exists.
+    pub(crate) fn start_in(folder: tempfile::TempDir, id: &str, mib: u32, options: &[&str]) -> Self {
         let ram = folder.path().join("ram");
-        let object = format!("memory-backend-file,id={id},size={mib}M,mem-path={},share=on", ram.display());
+        let object = format!("memory-backend-file,id={id},size={mib}M,mem-path={},share=on", escaped(&ram));
         let mut arguments = vec!["-m".to_string(), mib.to_string(), "-object".into(), object];
         arguments.extend(["-machine".to_string(), format!("memory-backend={id}")]);
         arguments.extend(options.iter().map(|o| (*o).to_string()));
@@ -27,7 +32,7 @@ impl Machine {
         let qmp = folder.path().join("qmp");
         let child = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-nodefaults", "-display", "none", "-qmp"])
-            .arg(format!("unix:{},server=on,wait=off", qmp.display()))
+            .arg(format!("unix:{},server=on,wait=off", escaped(&qmp)))
             .args(options)
             .stdin(Stdio::null())
             .spawn()
@@ -54,6 +59,10 @@ impl Drop for Machine {
     }
 }
 
+fn escaped(path: &Path) -> String {
+    path.to_str().unwrap().replace(',', ",,")
+}
+
 /// Waits up to ten seconds.
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -61,16 +70,4 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Whether a needle is somewhere in the bytes.
-#[allow(dead_code)]
-pub(crate) fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    bytes.windows(needle.len()).any(|w| w == needle)
-}
-
-/// The whole file.
-#[allow(dead_code)]
-pub(crate) fn read(path: &Path) -> Vec<u8> {
-    std::fs::read(path).unwrap()
 }

@@ -1,0 +1,201 @@
+//! A small process that lets the VM run on when the saver dies, however it dies.
+//!
+//! ```text
+//! saver ── starts ──> guardian                  a session of its own, one pipe, nothing else
+//!   stop VM ... save ... resume ... rename
+//!   "done" ─────────> ends
+//!   dies (pipe ends) > connect again, cancel a migration, continue the VM if it ran before,
+//!                      look again for a second, remove the unfinished image
+//! ```
+//! QEMU's QMP socket takes the guardian's connection as soon as the kernel has closed the saver's.
+
+use crate::capture::cancel;
+use crate::error::{QemuError, Result};
+use crate::qmp::Qmp;
+use crate::sys;
+use crate::vm::run_state;
+use serde_json::json;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// Sent when nothing is left to guard.
+const DONE: u8 = b'd';
+/// Sent back when the guardian is on its guard.
+const READY: u8 = b'r';
+/// How long the VM is sought.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// How long a `stop` of the dead saver may still be on its way.
+const WATCH: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(50);
+
+/// What is to be done when the saver dies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duty {
+    /// The VM's QMP socket.
+    pub socket: PathBuf,
+    /// Whether the VM ran before the save.
+    pub resume: bool,
+    /// The unfinished image.
+    pub partial: Option<PathBuf>,
+}
+
+/// The saver's handle to its guardian. Dropped without [`Guardian::dismiss`], the guardian acts.
+#[derive(Debug)]
+pub struct Guardian {
+    child: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Guardian {
+    /// Starts `program` with `hidden` and the duty as arguments; it must then call [`guard_main`] with what
+    /// stands after `hidden`. Returns when the guardian is on its guard.
+    pub fn spawn(program: &Path, hidden: &[&str], duty: &Duty) -> Result<Self> {
+        let doing = "start the guardian process";
+        let mut child = Command::new(program)
+            .args(hidden)
+            .args(duty.arguments())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(QemuError::io(doing))?;
+        let pipe = child.stdin.take();
+        let mut answer = [0];
+        let read = child.stdout.take().map(|mut out| out.read_exact(&mut answer));
+        match read {
+            Some(Ok(())) if answer == [READY] => Ok(Self { child, pipe }),
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(QemuError::io(doing)(std::io::Error::other("it does not answer")))
+            }
+        }
+    }
+
+    /// Tells the guardian that the VM runs and the image is whole, and waits for its end.
+    pub fn dismiss(mut self) -> Result<()> {
+        let pipe = self.pipe.take();
+        let told = pipe.map_or(Ok(()), |mut pipe| pipe.write_all(&[DONE]));
+        let ended = self.child.wait().map(drop);
+        told.and(ended).map_err(QemuError::io("dismiss the guardian process"))
+    }
+
+    /// Lets the guardian act now, and waits until it has.
+    pub fn act(mut self) -> Result<()> {
+        self.pipe = None;
+        self.child.wait().map(drop).map_err(QemuError::io("wait for the guardian process"))
+    }
+}
+
+impl Duty {
+    fn arguments(&self) -> Vec<OsString> {
+        let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone()).into_os_string();
+        let mut arguments = vec![absolute(&self.socket), if self.resume { "resume" } else { "leave" }.into()];
+        arguments.extend(self.partial.as_ref().map(absolute));
+        arguments
+    }
+
+    fn parse(arguments: &[OsString]) -> Option<Self> {
+        let (socket, resume, partial) = match arguments {
+            [socket, resume] => (socket, resume, None),
+            [socket, resume, partial] => (socket, resume, Some(partial)),
+            _ => return None,
+        };
+        let resume = match resume.to_str() {
+            Some("resume") => true,
+            Some("leave") => false,
+            _ => return None,
+        };
+        Some(Self { socket: socket.into(), resume, partial: partial.map(PathBuf::from) })
+    }
+}
+
+/// The guardian's whole life. Call it first of all in a process started by [`Guardian::spawn`].
+#[must_use]
+pub fn guard_main<S: AsRef<OsStr>>(arguments: &[S]) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.iter().map(|a| a.as_ref().to_os_string()).collect();
+    let Some(duty) = Duty::parse(&arguments) else { return ExitCode::from(2) };
+    if rustix::process::setsid().is_err() || sys::close_inherited().is_err() {
+        return ExitCode::FAILURE;
+    }
+    if !announce() {
+        return ExitCode::FAILURE;
+    }
+    let mut told = [0];
+    if matches!(std::io::stdin().read(&mut told), Ok(1)) && told == [DONE] {
+        return ExitCode::SUCCESS;
+    }
+    let resumed = if duty.resume { resume(&duty.socket) } else { Ok(()) };
+    let removed = match &duty.partial {
+        Some(folder) if folder.exists() => std::fs::remove_dir_all(folder).is_ok(),
+        _ => true,
+    };
+    if resumed.is_ok() && removed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn announce() -> bool {
+    let mut out = std::io::stdout();
+    out.write_all(&[READY]).and_then(|()| out.flush()).is_ok()
+}
+
+/// Makes sure that the VM runs, also against a `stop` that is still on its way.
+fn resume(socket: &Path) -> Result<()> {
+    let begin = Instant::now();
+    let mut quiet_since: Option<Instant> = None;
+    let mut connection: Option<Qmp> = None;
+    loop {
+        let step = match &mut connection {
+            Some(qmp) => continue_vm(qmp),
+            None => Qmp::connect(socket).map(|qmp| {
+                connection = Some(qmp);
+                false
+            }),
+        };
+        match step {
+            Ok(true) => {
+                if quiet_since.get_or_insert_with(Instant::now).elapsed() > WATCH {
+                    return Ok(());
+                }
+            }
+            Ok(false) => quiet_since = None,
+            Err(e) if begin.elapsed() > CONNECT_LIMIT => return Err(e),
+            Err(QemuError::Connect { .. }) if begin.elapsed() > WATCH => {
+                // QEMU itself is gone.
+                return Ok(());
+            }
+            Err(_) => connection = None,
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+/// One look at the VM. `true` if it ran already, or is in a state that no saver brings about.
+fn continue_vm(qmp: &mut Qmp) -> Result<bool> {
+    cancel(qmp)?;
+    let state = run_state(qmp)?;
+    let by_saver = matches!(state.name.as_str(), "paused" | "postmigrate" | "finish-migrate");
+    if state.running || !by_saver {
+        return Ok(true);
+    }
+    qmp.execute("cont", json!({}))?;
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duty_survives_its_arguments() {
+        for partial in [None, Some(PathBuf::from("/images/.a.partial"))] {
+            let duty = Duty { socket: "/run/qmp".into(), resume: partial.is_none(), partial };
+            assert_eq!(Duty::parse(&duty.arguments()), Some(duty));
+        }
+        assert_eq!(Duty::parse(&["/run/qmp".into(), "perhaps".into()]), None);
+        assert_eq!(Duty::parse(&[]), None);
+    }
+}

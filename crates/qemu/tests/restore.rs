@@ -1,0 +1,147 @@
+//! Saving a bare machine by hand and starting it again, more than once, from one RAM file.
+
+mod common;
+
+use common::{Machine, wait_until};
+use elision_memory::{Gpa, Ram};
+use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, Restored, Vm, for_restore, restore};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+const OPTIONS: [&str; 11] = [
+    "-M",
+    "q35",
+    "-vga",
+    "std",
+    "-smp",
+    "2",
+    "-serial",
+    "null",
+    "-device",
+    "vmgenid,guid=00000000-0000-0000-0000-000000000001",
+    "-usb",
+];
+
+/// A word of RAM that SeaBIOS leaves alone.
+const MARK: u64 = 0x70_0000;
+
+/// Kills the VM at the end of its test.
+struct Running(Restored);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.child.kill();
+        let _ = self.0.child.wait();
+    }
+}
+
+struct Image {
+    ram: PathBuf,
+    state: PathBuf,
+    command: Vec<String>,
+}
+
+fn save(m: &Machine, id: &str) -> Image {
+    let mut vm = Vm::attach(&m.qmp()).unwrap();
+    let ram = Ram::shared(vm.ram_file(), vm.layout().clone()).unwrap();
+    wait_until("SeaBIOS", || ram.word(Gpa(0x40)).is_some_and(|w| w != 0));
+    vm.stop().unwrap();
+    let state = vm.device_state().unwrap();
+    assert_eq!(state.main_block().unwrap().0, id);
+    let image =
+        Image { ram: m.path("ram.img"), state: m.path("state.bin"), command: vm.process().command.clone() };
+    std::fs::copy(m.path("ram"), &image.ram).unwrap();
+    state.write_to(std::fs::File::create(&image.state).unwrap()).unwrap();
+    vm.cont().unwrap();
+    image
+}
+
+fn start(image: &Image, block: &str, qmp: &Path) -> elision_qemu::Result<Running> {
+    let guid = elision_qemu::fresh_guid()?;
+    let options = RestoreOptions { ram: &image.ram, ram_len: 64 << 20, block, qmp, guid: &guid };
+    let command = for_restore(&image.command, &options)?;
+    let request =
+        RestoreRequest { command: &command, qmp, state: &image.state, folder: None, log: None, run: true };
+    restore(&request).map(Running)
+}
+
+#[test]
+fn two_clones_run_from_one_ram_file_that_stays_as_it_is() {
+    for (id, folder) in [
+        ("pc.ram", tempfile::tempdir().unwrap()),
+        ("mem", tempfile::Builder::new().suffix("a,b").tempdir().unwrap()),
+    ] {
+        let m = Machine::start_in(folder, id, 64, &OPTIONS);
+        let image = save(&m, id);
+        let before = std::fs::read(&image.ram).unwrap();
+        let mut clones: Vec<Running> =
+            (0..2).map(|i| start(&image, id, &m.path(&format!("clone{i}"))).unwrap()).collect();
+        for clone in &mut clones {
+            let status = clone.0.qmp.execute("query-status", json!({})).unwrap();
+            assert_eq!(status["status"], "running");
+            // Still the machine that was saved: the firmware's copy in RAM is there.
+            let dump = clone.0.qmp.human("xp/1gx 0xffff0").unwrap();
+            let word = u64::from_le_bytes(before[0xf_fff0..0xf_fff8].try_into().unwrap());
+            assert_ne!(word, 0);
+            assert!(dump.contains(&format!("{word:#018x}")), "{dump}");
+        }
+        let guid = |c: &mut Running| c.0.qmp.execute("query-vm-generation-id", json!({})).unwrap();
+        let (a, b) = (guid(&mut clones[0]), guid(&mut clones[1]));
+        assert_ne!(a, b);
+        // A clone that is reset writes all over its memory, and nobody else sees it.
+        clones[0].0.qmp.execute("system_reset", json!({})).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(std::fs::read(&image.ram).unwrap() == before, "the image was changed");
+        assert!(Vm::attach(&m.qmp()).unwrap().status().unwrap().running, "the source runs on");
+    }
+}
+
+#[test]
+fn what_fails_says_why_and_leaves_no_process() {
+    let m = Machine::start("pc.ram", 64, &OPTIONS);
+    let mut image = save(&m, "pc.ram");
+    let good = image.command.clone();
+
+    image.command.extend(["-device".into(), "no-such-device".into()]);
+    let err = start(&image, "pc.ram", &m.path("q1")).err().unwrap();
+    assert!(
+        matches!(err, QemuError::Restore { ref stderr, .. } if stderr.contains("no-such-device")),
+        "{err}"
+    );
+
+    // A device more than the state has: QEMU starts and then cannot load.
+    image.command = good.clone();
+    image.command.extend(["-device".into(), "pvpanic".into(), "-m".into(), "64".into()]);
+    image.command.retain(|w| w != "-usb");
+    let err = start(&image, "pc.ram", &m.path("q2")).err().unwrap();
+    assert!(matches!(err, QemuError::Restore { ref stderr, .. } if !stderr.is_empty()), "{err}");
+
+    image.command = good;
+    let whole = std::fs::read(&image.state).unwrap();
+    std::fs::write(&image.state, &whole[..whole.len() / 2]).unwrap();
+    let err = start(&image, "pc.ram", &m.path("q3")).err().unwrap();
+    assert!(matches!(err, QemuError::Restore { .. }), "{err}");
+
+    std::fs::write(&image.state, &whole).unwrap();
+    image.command[0] = "/nonexistent/qemu".into();
+    let err = start(&image, "pc.ram", &m.path("q4")).err().unwrap();
+    assert!(matches!(err, QemuError::Io { .. }), "{err}");
+
+    let folder = m.folder.path().to_string_lossy().into_owned();
+    let left = std::fs::read_dir("/proc").unwrap().flatten().filter(|p| {
+        let command = std::fs::read_to_string(p.path().join("cmdline")).unwrap_or_default();
+        command.contains(&folder) && command.contains("-incoming")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_vm_with_a_wiped_frame_restores_with_zeros_there() {
+    let m = Machine::start("pc.ram", 64, &OPTIONS);
+    let image = save(&m, "pc.ram");
+    let file = std::fs::File::options().write(true).open(&image.ram).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &0x1122_3344_5566_7788_u64.to_le_bytes(), MARK).unwrap();
+    let mut clone = start(&image, "pc.ram", &m.path("clone")).unwrap();
+    let dump = clone.0.qmp.human(&format!("xp/1gx {MARK:#x}")).unwrap();
+    assert!(dump.contains("0x1122334455667788"), "the RAM file is what the VM sees: {dump}");
+}
