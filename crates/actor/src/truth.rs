@@ -38,9 +38,10 @@ pub(crate) fn run(symbols: bool, types: bool) -> io::Result<()> {
     let mut packed = zstd::stream::Encoder::new(Vec::with_capacity(RESERVE / 2), 1)?;
     packed.include_checksum(true)?;
 
-    for name in ["version", "cmdline", "iomem", "meminfo", "modules", "swaps", "mounts"] {
+    for name in ["version", "iomem", "meminfo", "modules", "swaps", "mounts"] {
         append_file(&mut out, name, &format!("/proc/{name}"));
     }
+    append_file(&mut out, "kernel-cmdline", "/proc/cmdline");
     if symbols {
         std::fs::write("/proc/sys/kernel/kptr_restrict", "0")?;
         append_file(&mut out, "kallsyms", "/proc/kallsyms");

@@ -22,6 +22,9 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo 4 > /proc/sys/vm/nr_hugepages
+# Kernels turn huge pages off in guests of 512 MB or less.
+echo madvise > /sys/kernel/mm/transparent_hugepage/enabled
+echo madvise > /sys/kernel/mm/transparent_hugepage/defrag
 echo 0 > /proc/sys/kernel/kptr_restrict
 echo 7 > /proc/sys/kernel/printk
 ip link set lo up

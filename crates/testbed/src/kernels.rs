@@ -88,8 +88,7 @@ fn fetch(name: &str, folder: &Path) -> Result<Kernel, Error> {
     let unpacked = folder.with_extension("unpacked");
     let _ = std::fs::remove_dir_all(&unpacked);
     std::fs::create_dir_all(&unpacked).context("create", &unpacked)?;
-    apt.unpack(&package, &unpacked)?;
-    let image = find_image(&unpacked)
+    let image = unpack_image(&apt, &package, &unpacked)?
         .ok_or_else(|| no_kernel(name, format!("{} {} holds no vmlinuz", package.name, package.version)))?;
     let _ = std::fs::remove_dir_all(folder);
     std::fs::create_dir_all(folder).context("create", folder)?;
@@ -172,6 +171,26 @@ fn newest_of_own(name: &str, apt: &Apt) -> Result<Package, Error> {
         return Err(no_kernel(name, "no linux-image-* package".to_owned()));
     }
     newest(apt.show(&names)?).ok_or_else(|| no_kernel(name, "no linux-image-* package".to_owned()))
+}
+
+/// Unpacks a package and, as long as no kernel image was among it, the parts that it depends on: newer
+/// packages leave the image to one of them.
+fn unpack_image(apt: &Apt, package: &Package, folder: &Path) -> Result<Option<PathBuf>, Error> {
+    apt.unpack(package, folder)?;
+    let release = package.name.trim_start_matches("linux-image-");
+    let mut parts: Vec<&str> =
+        package.depends.split(',').filter_map(|d| d.split_whitespace().next()).collect();
+    parts.retain(|p| p.starts_with("linux-") && p.ends_with(release));
+    parts.sort_by_key(|p| p.contains("modules")); // large and rarely the one
+    for part in parts {
+        if find_image(folder).is_some() {
+            break;
+        }
+        if let Some(part) = newest(apt.show(&[part.to_owned()])?) {
+            apt.unpack(&part, folder)?;
+        }
+    }
+    Ok(find_image(folder))
 }
 
 /// The kernel image in an unpacked package: under `boot`, or beside its modules.
