@@ -11,12 +11,16 @@
 //! migration is cancelled and the settings are put back; whether the VM runs on is the caller's business.
 
 use crate::error::{QemuError, Result};
+use crate::guardian::Duty;
 use crate::qmp::Qmp;
 use crate::stream::DeviceState;
 use crate::vm::{Vm, run_state};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -43,9 +47,11 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 const PIPE_SIZE: usize = 1 << 20;
 const FD_NAME: &str = "elision-state";
 
-/// Settings of QEMU's migration to put back.
-struct Settings {
-    capabilities: Vec<Value>,
+/// Settings of QEMU's migration that a capture changes, as they were before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationSettings {
+    /// Capabilities that matter, and whether they are on.
+    capabilities: BTreeMap<String, bool>,
     max_bandwidth: Option<u64>,
 }
 
@@ -64,47 +70,71 @@ impl Vm {
             return Err(QemuError::State { found: state.name, needed });
         }
         let block = self.ram().block.clone();
-        let settings = Settings::change(&mut self.qmp)?;
-        let result = receive(&mut self.qmp, &block);
-        let put_back = settings.put_back(&mut self.qmp);
+        let before = MigrationSettings::read(&mut self.qmp)?;
+        let wanted = before.for_capture();
+        let result = wanted.apply(&mut self.qmp, &before).and_then(|()| receive(&mut self.qmp, &block));
+        let put_back = before.put_back(&mut self.qmp);
+        if let (Err(_), Err(e)) = (&result, &put_back) {
+            tracing::warn!("cannot put QEMU's migration settings back: {e}");
+        }
         let state = result?;
         put_back?;
         Ok(state)
     }
+
+    /// What a guardian must do should this process die during a save. Ask before the VM is stopped.
+    pub fn duty(&mut self, partial: Option<&Path>) -> Result<Duty> {
+        Ok(Duty {
+            socket: self.qmp.path().to_path_buf(),
+            resume: self.status()?.running,
+            partial: partial.map(Path::to_path_buf),
+            settings: MigrationSettings::read(&mut self.qmp)?,
+        })
+    }
 }
 
-impl Settings {
-    fn change(qmp: &mut Qmp) -> Result<Self> {
-        let now = qmp.execute("query-migrate-capabilities", json!({}))?;
-        let mut wanted = vec![];
-        let mut before = vec![];
-        for c in now.as_array().map(Vec::as_slice).unwrap_or_default() {
-            let (Some(name), Some(on)) = (c["capability"].as_str(), c["state"].as_bool()) else { continue };
-            let want = name == IGNORE_SHARED || (on && !DISTURBING.contains(&name));
-            if want != on {
-                before.push(json!({"capability": name, "state": on}));
-                wanted.push(json!({"capability": name, "state": want}));
+impl MigrationSettings {
+    /// The settings as they are.
+    pub(crate) fn read(qmp: &mut Qmp) -> Result<Self> {
+        let list = qmp.execute("query-migrate-capabilities", json!({}))?;
+        let mut capabilities = BTreeMap::new();
+        for c in list.as_array().map(Vec::as_slice).unwrap_or_default() {
+            if let (Some(name), Some(on)) = (c["capability"].as_str(), c["state"].as_bool()) {
+                if name == IGNORE_SHARED || DISTURBING.contains(&name) {
+                    capabilities.insert(name.to_string(), on);
+                }
             }
         }
         let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
-        let settings = Self { capabilities: before, max_bandwidth: parameters["max-bandwidth"].as_u64() };
-        let changed = set_capabilities(qmp, &wanted)
-            .and_then(|()| qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 0})).map(drop));
-        if let Err(e) = changed {
-            if let Err(again) = settings.put_back(qmp) {
-                tracing::warn!("cannot put QEMU's migration settings back: {again}");
-            }
-            return Err(e);
-        }
-        Ok(settings)
+        Ok(Self { capabilities, max_bandwidth: parameters["max-bandwidth"].as_u64() })
     }
 
-    fn put_back(&self, qmp: &mut Qmp) -> Result<()> {
+    /// The same settings as a capture needs them.
+    fn for_capture(&self) -> Self {
+        let capabilities =
+            self.capabilities.keys().map(|name| (name.clone(), name == IGNORE_SHARED)).collect();
+        Self { capabilities, max_bandwidth: self.max_bandwidth.map(|_| 0) }
+    }
+
+    /// Makes the settings these, changing only what differs from `now`.
+    fn apply(&self, qmp: &mut Qmp, now: &Self) -> Result<()> {
+        let differs = |(name, on): &(&String, &bool)| now.capabilities.get(*name) != Some(*on);
+        let list = self.capabilities.iter().filter(differs);
+        let list: Vec<Value> = list.map(|(name, on)| json!({"capability": name, "state": on})).collect();
+        let capabilities = set_capabilities(qmp, &list);
         let bandwidth = match self.max_bandwidth {
-            Some(limit) => qmp.execute("migrate-set-parameters", json!({"max-bandwidth": limit})).map(drop),
-            None => Ok(()),
+            Some(limit) if now.max_bandwidth != Some(limit) => {
+                qmp.execute("migrate-set-parameters", json!({"max-bandwidth": limit})).map(drop)
+            }
+            _ => Ok(()),
         };
-        set_capabilities(qmp, &self.capabilities).and(bandwidth)
+        capabilities.and(bandwidth)
+    }
+
+    /// Puts the settings back to these, whatever they are now.
+    pub(crate) fn put_back(&self, qmp: &mut Qmp) -> Result<()> {
+        let now = Self::read(qmp)?;
+        self.apply(qmp, &now)
     }
 }
 

@@ -5,17 +5,17 @@
 //!   stop VM ... save ... resume ... rename
 //!   "done" ─────────> ends
 //!   dies (pipe ends) > connect again, cancel a migration, continue the VM if it ran before,
-//!                      look again for a second, remove the unfinished image
+//!                      put settings back, look again for a second, remove the unfinished image
 //! ```
 //! QEMU's QMP socket takes the guardian's connection as soon as the kernel has closed the saver's.
 
-use crate::capture::cancel;
+use crate::capture::{MigrationSettings, cancel};
 use crate::error::{QemuError, Result};
 use crate::qmp::Qmp;
 use crate::sys;
 use crate::vm::run_state;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
@@ -31,8 +31,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 const WATCH: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(50);
 
-/// What is to be done when the saver dies.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is to be done when the saver dies. Made by [`Vm::duty`](crate::Vm::duty).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Duty {
     /// The VM's QMP socket.
     pub socket: PathBuf,
@@ -40,6 +40,8 @@ pub struct Duty {
     pub resume: bool,
     /// The unfinished image.
     pub partial: Option<PathBuf>,
+    /// QEMU's migration settings before the save.
+    pub settings: MigrationSettings,
 }
 
 /// The saver's handle to its guardian. Dropped without [`Guardian::dismiss`], the guardian acts.
@@ -50,13 +52,13 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Starts `program` with `hidden` and the duty as arguments; it must then call [`guard_main`] with what
-    /// stands after `hidden`. Returns when the guardian is on its guard.
+    /// Starts `program` with `hidden` and one argument more; it must then call [`guard_main`] with that
+    /// argument. Returns when the guardian is on its guard.
     pub fn spawn(program: &Path, hidden: &[&str], duty: &Duty) -> Result<Self> {
         let doing = "start the guardian process";
         let mut child = Command::new(program)
             .args(hidden)
-            .args(duty.arguments())
+            .arg(duty.to_argument()?)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -92,33 +94,21 @@ impl Guardian {
 }
 
 impl Duty {
-    fn arguments(&self) -> Vec<OsString> {
-        let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone()).into_os_string();
-        let mut arguments = vec![absolute(&self.socket), if self.resume { "resume" } else { "leave" }.into()];
-        arguments.extend(self.partial.as_ref().map(absolute));
-        arguments
-    }
-
-    fn parse(arguments: &[OsString]) -> Option<Self> {
-        let (socket, resume, partial) = match arguments {
-            [socket, resume] => (socket, resume, None),
-            [socket, resume, partial] => (socket, resume, Some(partial)),
-            _ => return None,
+    fn to_argument(&self) -> Result<String> {
+        let absolute = |p: &PathBuf| std::path::absolute(p).unwrap_or_else(|_| p.clone());
+        let duty = Self {
+            socket: absolute(&self.socket),
+            partial: self.partial.as_ref().map(absolute),
+            ..self.clone()
         };
-        let resume = match resume.to_str() {
-            Some("resume") => true,
-            Some("leave") => false,
-            _ => return None,
-        };
-        Some(Self { socket: socket.into(), resume, partial: partial.map(PathBuf::from) })
+        serde_json::to_string(&duty).map_err(|e| QemuError::io("tell the guardian its duty")(e.into()))
     }
 }
 
 /// The guardian's whole life. Call it first of all in a process started by [`Guardian::spawn`].
 #[must_use]
-pub fn guard_main<S: AsRef<OsStr>>(arguments: &[S]) -> ExitCode {
-    let arguments: Vec<OsString> = arguments.iter().map(|a| a.as_ref().to_os_string()).collect();
-    let Some(duty) = Duty::parse(&arguments) else { return ExitCode::from(2) };
+pub fn guard_main(argument: &str) -> ExitCode {
+    let Ok(duty) = serde_json::from_str::<Duty>(argument) else { return ExitCode::from(2) };
     if rustix::process::setsid().is_err() || sys::close_inherited().is_err() {
         return ExitCode::FAILURE;
     }
@@ -129,7 +119,7 @@ pub fn guard_main<S: AsRef<OsStr>>(arguments: &[S]) -> ExitCode {
     if matches!(std::io::stdin().read(&mut told), Ok(1)) && told == [DONE] {
         return ExitCode::SUCCESS;
     }
-    let resumed = if duty.resume { resume(&duty.socket) } else { Ok(()) };
+    let resumed = look_after(&duty);
     let removed = match &duty.partial {
         Some(folder) if folder.exists() => std::fs::remove_dir_all(folder).is_ok(),
         _ => true,
@@ -142,47 +132,49 @@ fn announce() -> bool {
     out.write_all(&[READY]).and_then(|()| out.flush()).is_ok()
 }
 
-/// Makes sure that the VM runs, also against a `stop` that is still on its way.
-fn resume(socket: &Path) -> Result<()> {
+/// Makes sure that the VM is as it was, also against a `stop` that is still on its way.
+fn look_after(duty: &Duty) -> Result<()> {
     let begin = Instant::now();
     let mut quiet_since: Option<Instant> = None;
     let mut connection: Option<Qmp> = None;
     loop {
         let step = match &mut connection {
-            Some(qmp) => continue_vm(qmp),
-            None => Qmp::connect(socket).map(|qmp| {
+            Some(qmp) => restore_vm(qmp, duty),
+            None => Qmp::connect(&duty.socket).map(|qmp| {
                 connection = Some(qmp);
                 false
             }),
         };
         match step {
             Ok(true) => {
-                if quiet_since.get_or_insert_with(Instant::now).elapsed() > WATCH {
+                if quiet_since.get_or_insert_with(Instant::now).elapsed() > WATCH || !duty.resume {
                     return Ok(());
                 }
             }
-            Ok(false) => quiet_since = None,
-            Err(e) if begin.elapsed() > CONNECT_LIMIT => return Err(e),
-            Err(QemuError::Connect { .. }) if begin.elapsed() > WATCH => {
-                // QEMU itself is gone.
-                return Ok(());
+            Ok(false) => {
+                quiet_since = None;
+                continue;
             }
+            Err(e) if begin.elapsed() > CONNECT_LIMIT => return Err(e),
+            // QEMU itself is gone.
+            Err(QemuError::Connect { .. }) if begin.elapsed() > WATCH => return Ok(()),
             Err(_) => connection = None,
         }
         std::thread::sleep(STEP);
     }
 }
 
-/// One look at the VM. `true` if it ran already, or is in a state that no saver brings about.
-fn continue_vm(qmp: &mut Qmp) -> Result<bool> {
+/// One look at the VM. `true` if nothing had to be done, or it is in a state that no saver brings about.
+fn restore_vm(qmp: &mut Qmp, duty: &Duty) -> Result<bool> {
     cancel(qmp)?;
     let state = run_state(qmp)?;
     let by_saver = matches!(state.name.as_str(), "paused" | "postmigrate" | "finish-migrate");
-    if state.running || !by_saver {
-        return Ok(true);
+    let stopped = duty.resume && !state.running && by_saver;
+    if stopped {
+        qmp.execute("cont", json!({}))?;
     }
-    qmp.execute("cont", json!({}))?;
-    Ok(false)
+    duty.settings.put_back(qmp)?;
+    Ok(!stopped)
 }
 
 #[cfg(test)]
@@ -190,12 +182,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duty_survives_its_arguments() {
+    fn a_duty_survives_its_argument() {
         for partial in [None, Some(PathBuf::from("/images/.a.partial"))] {
-            let duty = Duty { socket: "/run/qmp".into(), resume: partial.is_none(), partial };
-            assert_eq!(Duty::parse(&duty.arguments()), Some(duty));
+            let duty = Duty {
+                socket: "/run/qmp".into(),
+                resume: partial.is_none(),
+                partial,
+                settings: MigrationSettings::default(),
+            };
+            assert_eq!(serde_json::from_str::<Duty>(&duty.to_argument().unwrap()).unwrap(), duty);
         }
-        assert_eq!(Duty::parse(&["/run/qmp".into(), "perhaps".into()]), None);
-        assert_eq!(Duty::parse(&[]), None);
+        assert_eq!(guard_main("perhaps"), ExitCode::from(2));
     }
 }

@@ -21,6 +21,7 @@ mod stream;
 mod sys;
 mod vm;
 
+pub use capture::MigrationSettings;
 pub use command::{Prepared, RestoreOptions, for_restore, fresh_guid, prepare};
 pub use error::{QemuError, Result};
 pub use guardian::{Duty, Guardian, guard_main};

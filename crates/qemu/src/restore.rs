@@ -55,13 +55,7 @@ pub struct Restored {
 pub fn restore(request: &RestoreRequest<'_>) -> Result<Restored> {
     let state = File::open(request.state)
         .map_err(QemuError::io(format!("open the device state {}", request.state.display())))?;
-    // A socket left over from before would be taken for QEMU's.
-    match std::fs::remove_file(request.qmp) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(QemuError::io(format!("remove the old socket {}", request.qmp.display()))(e));
-        }
-        _ => {}
-    }
+    free_socket(request.qmp)?;
     let mut errors = match request.log {
         Some(path) => File::options().create(true).append(true).read(true).open(path),
         None => {
@@ -82,6 +76,15 @@ pub fn restore(request: &RestoreRequest<'_>) -> Result<Restored> {
             Err(QemuError::Restore { why, stderr: tail(&mut errors) })
         }
     }
+}
+
+/// Removes a socket left over from a VM that has ended: it would be taken for the new one.
+fn free_socket(path: &Path) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let used = !found.file_type().is_socket() || std::os::unix::net::UnixStream::connect(path).is_ok();
+    let removed = if used { Err(std::io::ErrorKind::AddrInUse.into()) } else { std::fs::remove_file(path) };
+    removed.map_err(QemuError::io(format!("use {} as the QMP socket: it is taken", path.display())))
 }
 
 fn start(request: &RestoreRequest<'_>, errors: &File) -> Result<Child> {

@@ -88,3 +88,45 @@ fn settings(vm: &mut Vm) -> (serde_json::Value, serde_json::Value) {
     let parameters = vm.qmp().execute("query-migrate-parameters", json!({})).unwrap();
     (capabilities, parameters["max-bandwidth"].clone())
 }
+
+#[test]
+fn a_prepared_command_can_be_attached() {
+    let folder = tempfile::tempdir().unwrap();
+    let qmp = folder.path().join("q,mp");
+    let command = "qemu-system-x86_64 -accel tcg -display none -nodefaults -m 1.5G -M q35,usb=on";
+    let command: Vec<String> = command.split(' ').map(String::from).collect();
+    let prepared = elision_qemu::prepare(&command, &qmp).unwrap();
+    assert_eq!(prepared.additions.len(), 3);
+    let child = prepared.to_command().stdin(std::process::Stdio::null()).spawn().unwrap();
+    let m = Machine { folder, child };
+    wait_until("the QMP socket", || std::os::unix::net::UnixStream::connect(&qmp).is_ok());
+    let mut vm = Vm::attach(&qmp).unwrap();
+    assert_eq!((vm.ram().block.as_str(), vm.ram().file_len), ("pc.ram", 3 << 29));
+    vm.stop().unwrap();
+    assert_eq!(vm.device_state().unwrap().dropped_pages(), 0);
+    // The command that now runs is fit as it is.
+    let again = elision_qemu::prepare(&vm.process().command, &qmp).unwrap();
+    assert!(again.additions.is_empty() && again.ram.is_none(), "{:?}", again.additions);
+    assert_eq!(again.qmp, qmp);
+    drop(m);
+}
+
+#[test]
+fn memory_that_qemu_sends_after_all_is_dropped() {
+    // Private RAM is not left out by QEMU: the stream has all of it.
+    let options =
+        ["-m", "64", "-object", "memory-backend-ram,id=pc.ram,size=64M", "-machine", "memory-backend=pc.ram"];
+    let m = Machine::start_with(tempfile::tempdir().unwrap(), &options.map(String::from));
+    let mut qmp = elision_qemu::Qmp::connect(&m.qmp()).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    qmp.execute("stop", json!({})).unwrap();
+    let file = m.path("stream");
+    qmp.execute("migrate", json!({"uri": format!("exec:cat > {}", file.display())})).unwrap();
+    wait_until("the migration", || qmp.execute("query-migrate", json!({})).unwrap()["status"] == "completed");
+    let firmware = std::fs::read(&file).unwrap();
+    let state = elision_qemu::DeviceState::read(&firmware[..], "pc.ram").unwrap();
+    assert_eq!(state.dropped_pages(), (64 << 20) / 4096);
+    let mut plain = vec![];
+    state.write_to(&mut plain).unwrap();
+    assert!(plain.len() < 1 << 20 && plain.len() < firmware.len(), "{} of {}", plain.len(), firmware.len());
+}

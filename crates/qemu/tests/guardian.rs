@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Machine, wait_until};
-use elision_qemu::{Duty, Guardian, Vm, guard_main};
+use elision_qemu::{Guardian, Vm, guard_main};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
-        Some("guard") => return guard_main(&arguments[2..]),
+        Some("guard") => return guard_main(&arguments[2]),
         Some("saver") => saver(Path::new(&arguments[2]), &arguments[3]),
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
@@ -37,9 +37,8 @@ fn main() -> ExitCode {
 /// Stops the VM and never comes to an end, at one of the points where a saver can be.
 fn saver(folder: &Path, point: &str) -> ! {
     let mut vm = Vm::attach(&folder.join("qmp")).unwrap();
-    let resume = vm.status().unwrap().running;
     let partial = folder.join("image.partial");
-    let duty = Duty { socket: folder.join("qmp"), resume, partial: Some(partial.clone()) };
+    let duty = vm.duty(Some(&partial)).unwrap();
     let guardian = (point != "alone")
         .then(|| Guardian::spawn(&std::env::current_exe().unwrap(), &["guard"], &duty).unwrap());
     std::fs::create_dir(&partial).unwrap();
@@ -87,6 +86,12 @@ fn is_running(m: &Machine) -> bool {
     Vm::attach(&m.qmp()).is_ok_and(|mut vm| vm.status().unwrap().running)
 }
 
+/// QEMU's migration settings, which a dead saver must not leave changed.
+fn settings(m: &Machine) -> String {
+    let mut vm = Vm::attach(&m.qmp()).unwrap();
+    format!("{:?}", vm.duty(None).unwrap())
+}
+
 /// Kills the saver and waits until its work is undone. Returns how long the VM took to run.
 fn kill(m: &Machine, mut child: Child) -> Duration {
     assert!(partial(m).exists());
@@ -100,12 +105,14 @@ fn kill(m: &Machine, mut child: Child) -> Duration {
 
 fn a_killed_saver_leaves_a_running_vm() {
     let m = Machine::start("pc.ram", 64, &[]);
+    let before = settings(&m);
     for point in ["before", "stopped", "after", "again", "again"] {
         let child = start_saver(&m, point);
         std::thread::sleep(Duration::from_millis(7));
         let took = kill(&m, child);
         assert!(is_running(&m), "{point}");
         assert!(took < Duration::from_secs(4), "{point}: {took:?}");
+        assert_eq!(settings(&m), before, "{point}");
     }
 }
 
@@ -129,10 +136,10 @@ fn a_vm_that_was_paused_stays_paused() {
 fn a_dismissed_guardian_does_nothing() {
     let m = Machine::start("pc.ram", 64, &[]);
     std::fs::create_dir(partial(&m)).unwrap();
-    let duty = Duty { socket: m.qmp(), resume: true, partial: Some(partial(&m)) };
+    let mut vm = Vm::attach(&m.qmp()).unwrap();
+    let duty = vm.duty(Some(&partial(&m))).unwrap();
     let program = std::env::current_exe().unwrap();
     let guardian = Guardian::spawn(&program, &["guard"], &duty).unwrap();
-    let mut vm = Vm::attach(&m.qmp()).unwrap();
     vm.stop().unwrap();
     drop(vm);
     guardian.dismiss().unwrap();

@@ -37,7 +37,7 @@ impl Machine {
             .stdin(Stdio::null())
             .spawn()
             .expect("these tests need qemu-system-x86_64");
-        wait_until("the QMP socket", || qmp.exists());
+        wait_until("the QMP socket", || std::os::unix::net::UnixStream::connect(&qmp).is_ok());
         Self { folder, child }
     }
 
