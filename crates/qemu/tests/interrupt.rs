@@ -11,9 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 const VECTOR: u8 = 0xec;
-/// Where the loop counts, and where the handler does.
+/// Where the loop counts; the handler counts in the word behind it.
 const COUNTER: u64 = 0x7000;
-const HANDLED: u64 = 0x7004;
 
 const PROGRAM: [&[u8]; 13] = [
     &[0xfa],                                     // 7c00  cli
