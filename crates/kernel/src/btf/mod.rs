@@ -4,7 +4,7 @@
 //! header | type records, numbered 1, 2, 3 ... (0 is void) | names, each ended by NUL
 //! ```
 //! The blob stays as it is; beside it stand the position of each record and two lists of names:
-//! about 12 bytes for each type. Limits: 64 MiB of blob (a kernel has 3 to 6), names of 1023
+//! about 12 bytes for each type. Limits: 32 MiB of blob (a kernel has 3 to 6), names of 511
 //! bytes, 64 typedefs and qualifiers in a row, 16 anonymous structs inside each other, arrays of
 //! 16 dimensions. The blob is not trusted: what does not fit is an error or `None`.
 //!
@@ -41,7 +41,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Largest blob that is read.
-const LARGEST: usize = 64 << 20;
+const LARGEST: usize = 32 << 20;
 /// Typedefs and qualifiers followed from one type to the next.
 const MAX_ALIASES: usize = 64;
 /// Dimensions of an array.

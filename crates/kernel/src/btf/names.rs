@@ -3,8 +3,8 @@
 //! Each entry is `hash << 32 | number`. A lookup finds the run of its hash by bisection and lets
 //! the caller compare the real names, lowest number first. The list costs 8 bytes for each name.
 
-/// Longest name that is looked at; the kernel's own limit is 512 with the end.
-pub(crate) const LONGEST_NAME: usize = 1024;
+/// Longest name with its end; the kernel's own limit for symbols.
+pub(crate) const LONGEST_NAME: usize = 512;
 
 /// The list, sorted once and then only read.
 #[derive(Debug, Default)]

@@ -231,6 +231,23 @@ fn exercise(bytes: &[u8]) {
     let _ = (btf.enumerator("PG_locked"), btf.has("task_struct", "queues[1].prev"), btf.require_size("wide"));
 }
 
+#[test]
+fn the_fuzz_corpus_is_replayed() {
+    let mut future = BtfBuilder::new();
+    future.raw(21, false, "future", 2, 0, &[1, 2, 3, 4, 5]);
+    future.describe(21, 4, 8);
+    let mut loops = BtfBuilder::new();
+    loops.typedef("a", 2);
+    loops.typedef("b", 1);
+    loops.struct_("s", 8, &[("", 3, 0, 0), ("x", 1, 0, 0)]);
+    let seeds = [("every-kind", sample()), ("future-kind", future.build()), ("loops", loops.build())]
+        .map(|(name, bytes)| (name.to_owned(), bytes));
+    for (name, bytes) in crate::corpus::replay("btf", &seeds) {
+        exercise(&bytes);
+        assert!(Btf::parse(bytes).is_ok() || !seeds.iter().any(|seed| seed.0 == name), "{name}");
+    }
+}
+
 proptest! {
     #[test]
     fn flipped_bytes_never_panic(flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {

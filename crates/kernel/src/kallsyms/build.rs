@@ -29,11 +29,19 @@ pub(crate) const FRONT: usize = 0x24_0000;
 /// Bytes behind the tables.
 pub(crate) const BACK: usize = 0x1_0000;
 
-/// A kernel image with the symbols, which must be sorted by address.
+/// A kernel image with the symbols, which must be sorted by address, between bytes like code.
 pub(crate) fn image(layout: Layout, base: Gva, symbols: &[NewSymbol]) -> Vec<u8> {
-    let tokens = tokens();
-    let mut out = vec![0; FRONT - BACK];
+    let mut front = vec![0; FRONT - BACK];
+    front.extend(noise(BACK));
+    let mut out = tables(layout, base, symbols, front);
     out.extend(noise(BACK));
+    out
+}
+
+/// The tables behind `front`, which begins at `base`.
+pub(crate) fn tables(layout: Layout, base: Gva, symbols: &[NewSymbol], front: Vec<u8>) -> Vec<u8> {
+    let tokens = tokens();
+    let mut out = front;
     let count = u32::try_from(symbols.len()).unwrap();
     let old = matches!(layout, Layout::Old | Layout::OldWithSeqs);
     let align = if matches!(layout, Layout::Old) { 8 } else { 4 };
@@ -71,7 +79,6 @@ pub(crate) fn image(layout: Layout, base: Gva, symbols: &[NewSymbol]) -> Vec<u8>
         }
         seqs(&mut out, symbols.len());
     }
-    out.extend(noise(BACK));
     out
 }
 

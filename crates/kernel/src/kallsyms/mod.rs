@@ -8,7 +8,7 @@
 //! and tries each encoding of the addresses until one makes sense (`addresses`). Only read-only
 //! memory counts: a user of the guest can write such tables, but not there.
 //!
-//! Limits: 2^20 symbols, 64 MiB of names, names of 1024 characters, at least 2048 symbols, only
+//! Limits: 2^20 symbols, 64 MiB of names, names of 1024 characters, at least 769 symbols, only
 //! kernels with `CONFIG_KALLSYMS_BASE_RELATIVE` or later (every x86-64 kernel since 4.6). Module
 //! symbols are not in this table.
 

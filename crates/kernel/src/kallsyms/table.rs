@@ -18,7 +18,7 @@ use crate::le;
 /// Names of one block.
 const BLOCK: u32 = 256;
 /// Blocks that a table must have: no kernel has so few symbols.
-const FEWEST_MARKERS: usize = 8;
+const FEWEST_MARKERS: usize = 4;
 /// Bytes of a block: 256 names of at least a length and a token; of at most 511 characters, each
 /// a token, and two bytes of length.
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 2 * BLOCK..=513 * BLOCK;

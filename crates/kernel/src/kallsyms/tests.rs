@@ -1,7 +1,8 @@
 //! Every layout, damaged tables, and tables that a user of the guest planted.
 
-use super::build::{BACK, FRONT, LAYOUTS, Layout, image, noise, symbols};
+use super::build::{BACK, FRONT, LAYOUTS, Layout, image, noise, symbols, tables};
 use super::*;
+use crate::corpus;
 use proptest::prelude::*;
 
 const BASE: Gva = Gva(0xffff_ffff_8b40_0000);
@@ -15,7 +16,7 @@ fn find(bytes: &[u8]) -> Result<Kallsyms, KallsymsError> {
 fn every_layout_decodes_to_the_symbols_it_was_made_of() {
     for layout in LAYOUTS {
         // Counts around the borders of a block, and each remainder that padding depends on.
-        for count in [2048, 2049, 2303, 2304, 2305, COUNT, COUNT + 1, COUNT + 2, COUNT + 3] {
+        for count in [769, 1024, 1025, 2303, 2304, 2305, COUNT, COUNT + 1, COUNT + 2, COUNT + 3] {
             let made = symbols(layout, BASE, count);
             let found =
                 find(&image(layout, BASE, &made)).unwrap_or_else(|e| panic!("{layout:?} {count}: {e}"));
@@ -141,6 +142,30 @@ fn a_table_without_the_beginning_of_the_kernel_is_refused() {
         symbol.1 = symbol.1.replace("_text", "_texd").replace("_stext", "_stexd");
     }
     assert!(matches!(find(&image(Layout::New, BASE, &made)), Err(KallsymsError::Addresses { .. })));
+}
+
+/// Base of the image in the fuzz target, and bytes in front of the fuzzer's.
+const FUZZED: (Gva, usize) = (Gva(0xffff_ffff_8100_0000), 2 << 20);
+
+#[test]
+fn the_fuzz_corpus_is_replayed() {
+    let (base, front) = FUZZED;
+    let seeds = LAYOUTS.map(|layout| {
+        let mut made: Vec<_> = symbols(layout, base, 771).into_iter().filter(|s| s.1.len() < 200).collect();
+        for (i, symbol) in made.iter_mut().enumerate().skip(5) {
+            symbol.1 = format!("f{i}");
+        }
+        (format!("{layout:?}"), tables(layout, base, &made, vec![0; front]).split_off(front))
+    });
+    let mut found = 0;
+    for (name, bytes) in corpus::replay("kallsyms", &seeds) {
+        let mut image = vec![0; front];
+        image.extend(bytes);
+        let symbols = Kallsyms::find(&image, base, &|_, _| true);
+        found += usize::from(symbols.is_ok());
+        assert!(symbols.is_ok() || !seeds.iter().any(|seed| seed.0 == name), "{name}: {symbols:?}");
+    }
+    assert!(found >= seeds.len());
 }
 
 proptest! {
