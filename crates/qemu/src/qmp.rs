@@ -20,6 +20,7 @@ use rustix::net::{
 };
 use serde_json::{Value, json};
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -41,6 +42,12 @@ pub struct Version {
     pub minor: u64,
     /// Micro number.
     pub micro: u64,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
 }
 
 /// Something that QEMU reported by itself.

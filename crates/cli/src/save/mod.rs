@@ -1,0 +1,97 @@
+//! `elision save`: one checkpoint, from the stop of the VM to the image under its name.
+//!
+//! ```text
+//! before   policy, target, RAM mapped, kernel found, guardian on guard
+//! pause    stop ─> device state ─> plan ──busy──> run on for a moment, again
+//!                                  └──> RAM written to the page cache ─> cont
+//! after    device state redacted and written ─> exclusions ─> sync, checksums, rename
+//! ```
+//! Every way out of the pause resumes a VM that ran before, and no image appears but at the end.
+
+mod devices;
+mod pause;
+mod report;
+
+use crate::args::SaveArgs;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::session::{Session, open_kernel};
+use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, timestamp};
+use elision_kernel::Kernel;
+use elision_plan::Selection;
+use elision_policy::Policy;
+use elision_qemu::Vm;
+use pause::Captured;
+use report::Saved;
+use std::num::NonZero;
+use std::thread;
+
+pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
+    let policy = args.selection.policy()?;
+    let mut writer = ImageWriter::create(&args.image)?;
+    let Session { mut vm, ram } = Session::attach(&args.qmp)?;
+    let kernel = open_kernel(&mut vm, &ram)?;
+    // A selection that is wrong is wrong before the VM is stopped for it; that the guest changes while it
+    // is read does not matter yet.
+    Selection::of(&kernel, &policy).map(drop).or_else(|e| if e.is_transient() { Ok(()) } else { Err(e) })?;
+
+    let bar = out.spinner("saving memory");
+    let captured = pause::capture(&mut vm, &kernel, &policy, &mut writer, threads(args));
+    bar.finish_and_clear();
+    let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;
+
+    let bar = out.spinner("syncing the image");
+    let devices = devices::redact(&mut state, &policy, &selection, &outcome.vcpus)?;
+    let mut bytes = Vec::new();
+    state.write_to(&mut bytes)?;
+    writer.write_state(&bytes)?;
+    writer.write_exclusions(&outcome.plan)?;
+    let manifest = manifest(&mut vm, &kernel, &policy, outcome.plan.summary, outcome.vcpus.len(), pause)?;
+    let manifest = writer.finish(manifest);
+    bar.finish_and_clear();
+    let manifest = manifest?;
+    guardian.dismiss()?;
+
+    let saved = Saved::new(&args.image, &manifest, &selection, stats, devices, looks);
+    out.result(&saved, report::human)?;
+    Ok(Exit::Done)
+}
+
+fn threads(args: &SaveArgs) -> usize {
+    args.threads.map_or_else(|| thread::available_parallelism().map_or(1, NonZero::get), usize::from)
+}
+
+fn manifest(
+    vm: &mut Vm,
+    kernel: &Kernel<'_>,
+    policy: &Policy,
+    summary: elision_plan::PlanSummary,
+    vcpus: usize,
+    pause: pause::Pause,
+) -> Result<Manifest, Failure> {
+    let completeness = if summary.unaccounted.is_empty() {
+        Completeness::Complete
+    } else {
+        Completeness::BestEffort { unaccounted: summary.unaccounted.clone() }
+    };
+    Ok(Manifest {
+        format: elision_image::FORMAT,
+        elision_version: env!("CARGO_PKG_VERSION").to_owned(),
+        created: timestamp(pause.began),
+        vmm: Vmm {
+            version: vm.qmp().version().to_string(),
+            machine: vm.machine_type()?.unwrap_or_default(),
+            command: vm.process().command.clone(),
+            ram_block: vm.ram().block.clone(),
+            vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
+        },
+        guest: Guest { kernel_release: kernel.release().to_owned(), build_id: kernel.build_id().to_owned() },
+        ram_layout: vm.layout().clone(),
+        policy: serde_json::to_value(policy).map_err(|e| Failure::from_error(Exit::Failed, &e))?,
+        plan: summary,
+        completeness,
+        times: Times { pause_ms: pause.length.as_secs_f64() * 1000.0, total_ms: 0.0 },
+        files: elision_image::Files::default(),
+    })
+}

@@ -1,0 +1,123 @@
+//! The time in which the VM stands still: look, plan, copy, and let it run on.
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::session::vcpu_states;
+use elision_image::{ImageWriter, RamStats};
+use elision_kernel::Kernel;
+use elision_plan::{Options, Outcome, PlanError, Selection, plan};
+use elision_policy::Policy;
+use elision_qemu::{DeviceState, Guardian, Vm};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long a moment is sought in which every excluded process holds still.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The guest runs for 1 to this many milliseconds between two looks.
+const LONGEST_BREAK: u64 = 16;
+
+/// When the VM was stopped for the copy, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pause {
+    pub(super) began: SystemTime,
+    pub(super) length: Duration,
+}
+
+/// A VM's memory in the image, and the rest of its state in hand. The VM runs on.
+pub(super) struct Captured {
+    /// Guards the unfinished image from now on.
+    pub(super) guardian: Guardian,
+    pub(super) selection: Selection,
+    pub(super) outcome: Outcome,
+    pub(super) state: DeviceState,
+    pub(super) ram: RamStats,
+    pub(super) pause: Pause,
+    /// How often the VM was stopped.
+    pub(super) looks: u32,
+}
+
+/// Copies a VM into an image. A VM that ran before runs afterwards, whatever happens.
+pub(super) fn capture(
+    vm: &mut Vm,
+    kernel: &Kernel<'_>,
+    policy: &Policy,
+    writer: &mut ImageWriter,
+    threads: usize,
+) -> Result<Captured, Failure> {
+    let duty = vm.duty(Some(writer.partial_path()))?;
+    let runs = duty.resume;
+    let program = std::env::current_exe().map_err(|e| Failure::io("find", Path::new("elision"), &e))?;
+    let guardian = Guardian::spawn(&program, &["guard"], &duty)?;
+    let options = Options { best_effort: policy.save.best_effort() };
+    let sought = Instant::now();
+    for looks in 1.. {
+        let began = SystemTime::now();
+        let stopped = Instant::now();
+        let result =
+            still(vm, kernel, policy, options, |outcome, ram| writer.write_ram(ram, outcome, threads));
+        if runs {
+            if let Err(error) = vm.cont() {
+                // A new connection may do what this one could not.
+                guardian.act()?;
+                return Err(result.err().map_or(error.into(), |e| e.into_failure()));
+            }
+        }
+        let length = stopped.elapsed();
+        match result {
+            Ok((selection, outcome, state, ram)) => {
+                let pause = Pause { began, length };
+                return Ok(Captured { guardian, selection, outcome, state, ram, pause, looks });
+            }
+            Err(Held::Plan(error)) if runs && error.is_transient() && sought.elapsed() < PATIENCE => {
+                tracing::debug!(%error, looks, "the guest was stopped at a bad moment");
+                std::thread::sleep(Duration::from_millis(1 + u64::from(looks) % LONGEST_BREAK));
+            }
+            Err(held) => {
+                guardian.dismiss()?;
+                return Err(held.into_failure());
+            }
+        }
+    }
+    Err(Failure::new(Exit::Refused, "The excluded processes never held still"))
+}
+
+/// Why a look at the VM led to nothing.
+enum Held {
+    Plan(PlanError),
+    Other(Failure),
+}
+
+impl Held {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Plan(error) => error.into(),
+            Self::Other(failure) => failure,
+        }
+    }
+}
+
+impl<E: Into<Failure>> From<E> for Held {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+type Copied = (Selection, Outcome, DeviceState, RamStats);
+
+fn still(
+    vm: &mut Vm,
+    kernel: &Kernel<'_>,
+    policy: &Policy,
+    options: Options,
+    copy: impl FnOnce(&elision_plan::Plan, &elision_memory::Ram) -> Result<RamStats, elision_image::ImageError>,
+) -> Result<Copied, Held> {
+    if vm.status()?.running {
+        vm.stop()?;
+    }
+    let state = vm.device_state()?;
+    let vcpus = vcpu_states(&state)?;
+    let selection = Selection::of(kernel, policy).map_err(Held::Plan)?;
+    let outcome = plan(kernel, &selection, &vcpus, options).map_err(Held::Plan)?;
+    let ram = copy(&outcome.plan, kernel.ram())?;
+    Ok((selection, outcome, state, ram))
+}
