@@ -11,6 +11,8 @@ pub mod kallsyms;
 mod batches;
 mod buddy;
 mod cgroup;
+#[cfg(test)]
+mod corpus;
 mod cpus;
 mod error;
 mod files;
