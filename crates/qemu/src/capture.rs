@@ -221,7 +221,7 @@ fn wait(qmp: &mut Qmp, bytes: &AtomicU64) -> Result<()> {
             });
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(8));
+        pause = (pause * 2).min(Duration::from_millis(4));
     }
 }
 

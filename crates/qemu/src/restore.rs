@@ -1,10 +1,10 @@
 //! Starts QEMU on an image and lets the VM run.
 //!
 //! ```text
-//! start QEMU (-incoming defer, own session) ─> connect ─> getfd STATE ─> migrate-incoming fd:
+//! start QEMU (-incoming defer, own session) ─> connect ─> getfd ─> migrate-incoming fd: <──pipe── STATE
 //!   ─> loaded? ─> cont ─> running? ─> leave QEMU to itself
 //! ```
-//! The state goes in by a descriptor, so it works where QEMU may neither open files nor start programs. If
+//! The state goes in through a pipe, so it works where QEMU may neither open files nor start programs. If
 //! anything fails, QEMU is ended and the error carries the end of what it wrote to standard error.
 
 use crate::error::{QemuError, Result};
@@ -102,7 +102,17 @@ fn start(request: &RestoreRequest<'_>, errors: &File) -> Result<Child> {
 
 fn load(request: &RestoreRequest<'_>, child: &mut Child, state: &File) -> Result<Qmp> {
     let mut qmp = connect(request.qmp, child)?;
-    qmp.execute_with_descriptor("getfd", json!({"fdname": FD_NAME}), state.as_fd())?;
+    let (read_end, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(QemuError::os("make a pipe for the device state"))?;
+    let mut state = state.try_clone().map_err(QemuError::io("read the device state"))?;
+    qmp.execute_with_descriptor("getfd", json!({"fdname": FD_NAME}), read_end.as_fd())?;
+    drop(read_end);
+    // The thread ends with the file, or with QEMU, which then has the only reading end.
+    std::thread::spawn(move || {
+        if let Err(e) = std::io::copy(&mut state, &mut File::from(write_end)) {
+            tracing::debug!("QEMU did not take the whole device state: {e}");
+        }
+    });
     qmp.execute("migrate-incoming", json!({"uri": format!("fd:{FD_NAME}")}))?;
     wait_loaded(&mut qmp, child)?;
     if request.run {

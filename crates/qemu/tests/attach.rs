@@ -130,3 +130,21 @@ fn memory_that_qemu_sends_after_all_is_dropped() {
     state.write_to(&mut plain).unwrap();
     assert!(plain.len() < 1 << 20 && plain.len() < firmware.len(), "{} of {}", plain.len(), firmware.len());
 }
+
+#[test]
+fn ram_above_the_pci_hole_is_found() {
+    for (machine, below) in [("q35", 2_u64 << 30), ("pc", 3 << 30)] {
+        let m = Machine::start("pc.ram", 5120, &["-M", machine, "-vga", "std"]);
+        let mut vm = Vm::attach(&m.qmp()).unwrap();
+        assert!(vm.ram().accounts_for_every_byte());
+        let offset = vm.layout().offset_of(Gpa(4 << 30), 8).unwrap();
+        assert_eq!(offset.0, below);
+        assert_eq!(vm.layout().offset_of(Gpa(below), 8), None);
+        // What the VM's own view has above 4 GiB is what the file has at that offset.
+        let file = std::fs::File::options().write(true).open(m.path("ram")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &0x1122_3344_u64.to_le_bytes(), below + 0x1000)
+            .unwrap();
+        let dump = vm.qmp().human("xp/1gx 0x100001000").unwrap();
+        assert!(dump.contains("0x0000000011223344"), "{dump}");
+    }
+}

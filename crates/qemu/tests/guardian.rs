@@ -5,7 +5,8 @@
 mod common;
 
 use common::{Machine, wait_until};
-use elision_qemu::{Guardian, Vm, guard_main};
+use elision_qemu::{Guardian, Qmp, Vm, guard_main};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -92,24 +93,35 @@ fn settings(m: &Machine) -> String {
     format!("{:?}", vm.duty(None).unwrap())
 }
 
-/// Kills the saver and waits until its work is undone. Returns how long the VM took to run.
-fn kill(m: &Machine, mut child: Child) -> Duration {
+/// Kills the saver and waits until its work is undone. Returns when the VM was seen to run and when all was done.
+fn kill(m: &Machine, mut child: Child, mut runs: impl FnMut() -> bool) -> (Duration, Duration) {
     assert!(partial(m).exists());
     let begin = Instant::now();
     child.kill().unwrap();
     child.wait().unwrap();
+    wait_until("the VM", &mut runs);
+    let running = begin.elapsed();
     // The guardian needs the QMP socket: it removes the partial image when it is done with it.
     wait_until("the guardian", || !partial(m).exists());
-    begin.elapsed()
+    (running, begin.elapsed())
 }
 
 fn a_killed_saver_leaves_a_running_vm() {
-    let m = Machine::start("pc.ram", 64, &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let second = folder.path().join("qmp");
+    let option = format!("unix:{},server=on,wait=off", second.display());
+    let m = Machine::start("pc.ram", 64, &["-qmp", &option]);
     let before = settings(&m);
-    for point in ["before", "stopped", "after", "again", "again"] {
+    let mut watch = Qmp::connect(&second).unwrap();
+    for (point, delay) in
+        [("before", 0), ("stopped", 0), ("after", 0), ("again", 3), ("again", 11), ("again", 20)]
+    {
         let child = start_saver(&m, point);
-        std::thread::sleep(Duration::from_millis(7));
-        let took = kill(&m, child);
+        std::thread::sleep(Duration::from_millis(delay));
+        let runs = |watch: &mut Qmp| watch.execute("query-status", json!({})).unwrap()["running"] == true;
+        assert!(point == "again" || runs(&mut watch) == (point == "before"), "{point}");
+        let (running, took) = kill(&m, child, || runs(&mut watch));
+        assert!(running < Duration::from_secs(1), "{point}: {running:?}");
         assert!(is_running(&m), "{point}");
         assert!(took < Duration::from_secs(4), "{point}: {took:?}");
         assert_eq!(settings(&m), before, "{point}");
@@ -129,7 +141,7 @@ fn a_killed_group_does_not_take_the_guardian_along() {
 fn a_vm_that_was_paused_stays_paused() {
     let m = Machine::start("pc.ram", 64, &["-S"]);
     let child = start_saver(&m, "stopped");
-    kill(&m, child);
+    kill(&m, child, || true);
     assert!(!is_running(&m));
 }
 
