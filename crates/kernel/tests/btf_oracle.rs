@@ -1,6 +1,5 @@
 //! Every type of three real kernels, compared with what an independent parser reads.
 
-#[allow(dead_code)]
 mod common;
 
 use btf_rs::{BtfType, Type};

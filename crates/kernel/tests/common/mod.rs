@@ -1,3 +1,3 @@
 //! What the tests of this folder share.
 
-pub mod vmlinuz;
+pub(crate) mod vmlinuz;

@@ -14,7 +14,7 @@ use std::io::Read;
 const LZ4_BLOCK: usize = 8 << 20;
 
 /// The kernel's ELF file.
-pub fn unpack(image: &[u8]) -> Vec<u8> {
+pub(crate) fn unpack(image: &[u8]) -> Vec<u8> {
     let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
     assert_eq!(&image[0x202..0x206], b"HdrS", "not a bootable kernel");
     let start = (usize::from(image[0x1f1]) + 1) * 512 + word(0x248);
@@ -47,7 +47,7 @@ fn lz4(mut packed: &[u8]) -> Vec<u8> {
 }
 
 /// The loadable segments in one piece, as they stand in memory before relocation.
-pub fn load(elf: &[u8]) -> Vec<u8> {
+pub(crate) fn load(elf: &[u8]) -> Vec<u8> {
     let word = |at: usize| usize::try_from(u64::from_le_bytes(elf[at..at + 8].try_into().unwrap())).unwrap();
     let headers = word(32);
     let count = usize::from(u16::from_le_bytes([elf[56], elf[57]]));
