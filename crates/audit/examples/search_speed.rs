@@ -1,4 +1,4 @@
-//! Measures the search: `search_speed MIB SECRETS`, RAM on /dev/shm, each other page random.
+//! Measures the search: `search_speed MIB SECRETS`, RAM on /dev/shm, each other 64 KiB random.
 
 use elision_audit::{Needles, Secrets};
 use elision_memory::{Ram, RamLayout};
@@ -14,8 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut state = 1_u64;
     let mut pages = vec![0; 1 << 20];
     for _ in 0..mib {
-        for page in pages.chunks_exact_mut(8192) {
-            for word in page.chunks_exact_mut(8).take(512) {
+        for page in pages.chunks_exact_mut(128 << 10) {
+            for word in page.chunks_exact_mut(8).take(8192) {
                 state ^= state << 13;
                 state ^= state >> 7;
                 state ^= state << 17;

@@ -14,13 +14,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let len = args.next().ok_or("no size")?.parse::<u64>()? << 20;
     let threads = args.next().ok_or("no number of threads")?.parse()?;
 
-    // Each other page is random, the rest is zero but populated.
+    // Each other 64 KiB are random, the rest is zero but populated.
     let mut file = tempfile::tempfile_in("/dev/shm")?;
     let mut out = blake3::Hasher::new().finalize_xof();
     let mut pages = vec![0; 1 << 20];
     for _ in 0..len >> 20 {
-        for page in pages.chunks_exact_mut(8192) {
-            out.fill(page.get_mut(..4096).ok_or("short page")?);
+        for page in pages.chunks_exact_mut(128 << 10) {
+            out.fill(page.get_mut(..64 << 10).ok_or("short page")?);
         }
         file.write_all(&pages)?;
     }
