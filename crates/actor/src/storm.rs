@@ -24,10 +24,13 @@ pub(crate) fn run(rounds: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// One kind of work: worker and round in, whether its data was right out.
+type Work = fn(u32, u32) -> io::Result<bool>;
+
 fn storm(id: u32, rounds: u32) -> Health {
     let mut health = Health { checks: 0, errors: Vec::new() };
     for round in 0..rounds {
-        let works: [(&str, fn(u32, u32) -> io::Result<bool>); 4] =
+        let works: [(&str, Work); 4] =
             [("process", process), ("pipe", pipe), ("tmpfs", tmpfs), ("mapping", mapping)];
         for (name, work) in works {
             health.checks += 1;

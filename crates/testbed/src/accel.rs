@@ -3,6 +3,7 @@
 
 use crate::guest::Guest;
 use crate::options::GuestOptions;
+use crate::paths;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -28,17 +29,32 @@ impl Accel {
 }
 
 /// A guest under KVM is ready in about one second.
-const PROBE_LIMIT: Duration = Duration::from_secs(8);
+const PROBE_LIMIT: Duration = Duration::from_secs(6);
 
-/// KVM if a guest boots under it within a few seconds, else TCG; found out once for each process.
-/// `ELISION_ACCEL` (`kvm` or `tcg`) decides instead.
+/// KVM if a guest boots under it within a few seconds, else TCG; found out once for each boot of the
+/// machine. `ELISION_ACCEL` (`kvm` or `tcg`) decides instead.
 pub fn choose(kernel: &str) -> Accel {
     static CHOSEN: OnceLock<Accel> = OnceLock::new();
     *CHOSEN.get_or_init(|| match std::env::var("ELISION_ACCEL").as_deref() {
         Ok("kvm") => Accel::Kvm,
         Ok("tcg") => Accel::Tcg,
-        _ => probe(kernel),
+        _ => remembered(kernel),
     })
+}
+
+/// The result of the last probe since the machine was booted, or of a new one.
+fn remembered(kernel: &str) -> Accel {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let note = paths::built().join("kvm-probe");
+    let text = |accel: Accel| format!("{} {}\n", accel.option(), boot.trim());
+    let old = std::fs::read_to_string(&note).unwrap_or_default();
+    if let Some(accel) = [Accel::Kvm, Accel::Tcg].into_iter().find(|a| old == text(*a)) {
+        return accel;
+    }
+    let accel = probe(kernel);
+    // Without the note the next process probes again.
+    let _ = std::fs::write(&note, text(accel));
+    accel
 }
 
 fn probe(kernel: &str) -> Accel {

@@ -45,6 +45,11 @@ pub fn count(ram: &Ram, label: &str) -> Result<Option<u64>, Error> {
     Ok(find(ram)?.into_iter().find(|f| f.label == hash).map(|f| f.count))
 }
 
+/// The guest's monotonic clock in nanoseconds as it stands in RAM, at most 10 ms old.
+pub fn clock(ram: &Ram) -> Result<Option<u64>, Error> {
+    count(ram, slot::CLOCK_LABEL)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
