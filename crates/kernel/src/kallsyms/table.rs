@@ -51,12 +51,11 @@ pub(super) struct Text {
 /// All tables that may belong to the tokens. Few; only decoding tells which is right.
 pub(super) fn find<'a>(image: &Image<'a>, tokens: &Tokens<'_>) -> impl Iterator<Item = Table> + use<'a> {
     let bytes = image.bytes;
-    let markers: Vec<(usize, usize)> = markers_before(bytes, tokens.table)
-        .into_iter()
-        .chain(markers_before_seqs(bytes, tokens.table))
-        .take(MAX_MARKERS)
-        .collect();
-    markers.into_iter().flat_map(move |(at, count)| tables(bytes, at, count))
+    let end = tokens.table;
+    // The second search reads megabytes and is only needed where the first does not lead to a table.
+    let second = std::iter::once_with(move || markers_before_seqs(bytes, end)).flatten();
+    let markers = markers_before(bytes, end).into_iter().chain(second).take(MAX_MARKERS);
+    markers.flat_map(move |(at, count)| tables(bytes, at, count))
 }
 
 /// Markers that end at `end`, or one padding word before it: start and count.
@@ -92,7 +91,8 @@ fn markers_before_seqs(bytes: &[u8], end: usize) -> Vec<(usize, usize)> {
     let mut at = end;
     while let Some(next) = at.checked_sub(4).filter(|next| *next >= lowest) {
         at = next;
-        if le::u32_at(bytes, at) != Some(0) {
+        let next = le::u32_at(bytes, at + 4).unwrap_or(0);
+        if le::u32_at(bytes, at) != Some(0) || !BLOCK_BYTES.contains(&next) {
             continue;
         }
         // Runs of growing words begin at a zero and hold no other: all of them cost one pass.
