@@ -1,0 +1,11 @@
+//! One file for each verb.
+
+pub(crate) mod audit;
+pub(crate) mod generate;
+pub(crate) mod guard;
+pub(crate) mod inspect;
+pub(crate) mod plan;
+pub(crate) mod ps;
+pub(crate) mod restore;
+pub(crate) mod run;
+pub(crate) mod verify;

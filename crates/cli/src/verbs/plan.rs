@@ -1,0 +1,238 @@
+//! `elision plan`: what a save would leave out of a VM, and what stands in its way.
+
+use crate::args::PlanArgs;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::{Output, table};
+use crate::session::{Session, open_kernel, vcpu_states, while_paused};
+use crate::summary;
+use crate::text::{count, or_dash, printable, size};
+use elision_image::Guest;
+use elision_kernel::Kernel;
+use elision_plan::{Options, Outcome, PlanError, PlanSummary, Selection, VcpuAction, plan};
+use elision_policy::Policy;
+use elision_qemu::Vm;
+use serde::Serialize;
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+/// How long a moment is sought in which every excluded process holds still.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the guest runs between two looks.
+const BREAK: Duration = Duration::from_millis(20);
+
+#[derive(Serialize)]
+struct Planned {
+    guest: Guest,
+    policy: Policy,
+    excluded: Vec<Excluded>,
+    plan: PlanSummary,
+    vcpus: Vec<VcpuRow>,
+    /// Whether a save with the same arguments would make an image.
+    would_save: bool,
+    /// How often the VM was paused.
+    looks: u32,
+    /// Length of the last pause.
+    pause_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Excluded {
+    pid: u32,
+    ppid: u32,
+    uid: u32,
+    threads: usize,
+    comm: String,
+    exe: Option<String>,
+    frames: u64,
+}
+
+#[derive(Serialize)]
+struct VcpuRow {
+    index: usize,
+    clear_vector: bool,
+    clear_general: bool,
+    interrupt: Option<u8>,
+}
+
+pub(crate) fn run(args: &PlanArgs, out: &mut Output) -> Result<Exit, Failure> {
+    let policy = args.selection.policy()?;
+    let Session { mut vm, ram } = Session::attach(&args.qmp)?;
+    let kernel = open_kernel(&mut vm, &ram)?;
+    if !vm.status()?.running {
+        out.note("The VM is paused. It stays so; QEMU calls its state `postmigrate` afterwards");
+    }
+    let bar = out.spinner("looking");
+    let looked = look(&mut vm, &kernel, &policy);
+    bar.finish_and_clear();
+    let planned = looked?;
+    out.result(&planned, human)?;
+    Ok(if planned.would_save { Exit::Done } else { Exit::Refused })
+}
+
+fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Failure> {
+    let runs = vm.status()?.running;
+    let begin = Instant::now();
+    for looks in 1.. {
+        let (answer, pause) = while_paused(vm, |vm| {
+            let vcpus = vcpu_states(&vm.device_state()?)?;
+            // What stands in the way is wanted as a list, not as a refusal.
+            let options = Options { best_effort: true };
+            Ok(Selection::of(kernel, policy)
+                .and_then(|selection| plan(kernel, &selection, &vcpus, options).map(|o| (selection, o))))
+        })?;
+        match answer {
+            Ok((selection, outcome)) => {
+                return Ok(Planned::new(kernel, policy, &selection, outcome, looks, pause));
+            }
+            Err(error) if may_try_again(&error, runs, begin) => std::thread::sleep(BREAK),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Failure::new(Exit::Refused, "The excluded processes never held still"))
+}
+
+fn may_try_again(error: &PlanError, runs: bool, begin: Instant) -> bool {
+    runs && error.is_transient() && begin.elapsed() < PATIENCE
+}
+
+impl Planned {
+    fn new(
+        kernel: &Kernel<'_>,
+        policy: &Policy,
+        selection: &Selection,
+        outcome: Outcome,
+        looks: u32,
+        pause: Duration,
+    ) -> Self {
+        let plan = outcome.plan.summary;
+        let excluded = selection.excluded().map(|process| Excluded {
+            pid: process.pid,
+            ppid: process.parent,
+            uid: process.uid,
+            threads: process.threads.len(),
+            comm: process.comm.clone(),
+            exe: process.exe.clone(),
+            frames: plan.frames_by_owner.get(&process.pid).copied().unwrap_or(0),
+        });
+        Self {
+            guest: Guest {
+                kernel_release: kernel.release().to_owned(),
+                build_id: kernel.build_id().to_owned(),
+            },
+            policy: policy.clone(),
+            excluded: excluded.collect(),
+            vcpus: outcome.vcpus.iter().map(VcpuRow::from).collect(),
+            would_save: plan.unaccounted.is_empty() || policy.save.best_effort(),
+            plan,
+            looks,
+            pause_ms: pause.as_secs_f64() * 1000.0,
+        }
+    }
+}
+
+impl From<&VcpuAction> for VcpuRow {
+    fn from(action: &VcpuAction) -> Self {
+        let VcpuAction { index, clear_vector, clear_general, interrupt } = *action;
+        Self { index, clear_vector, clear_general, interrupt }
+    }
+}
+
+fn human(planned: &Planned) -> String {
+    let mut text = format!("Guest: Linux {}\n", printable(&planned.guest.kernel_release));
+    let excluded = &planned.excluded;
+    let _ = writeln!(text, "{} would be left out\n", count(excluded.len() as u64, "process"));
+    if !excluded.is_empty() {
+        let rows = excluded.iter().map(|process| {
+            vec![
+                process.pid.to_string(),
+                process.uid.to_string(),
+                process.threads.to_string(),
+                size(summary::frame_bytes(process.frames)),
+                printable(&process.comm),
+                or_dash(process.exe.as_deref()),
+            ]
+        });
+        text.push_str(&table(&[">PID", ">UID", ">THREADS", ">MEMORY", "COMM", "EXE"], rows));
+        text.push('\n');
+    }
+    // The processes stand above, with their memory.
+    let counts = PlanSummary { frames_by_owner: std::collections::BTreeMap::new(), ..planned.plan.clone() };
+    text.push_str(&summary::plan(&counts));
+    let _ =
+        write!(text, "\nThe VM was paused {}, last for {:.0} ms. ", times(planned.looks), planned.pause_ms);
+    text.push_str(if planned.would_save {
+        "A save would make an image.\n"
+    } else {
+        "A save would refuse: what is not accounted for would stay in the image.\n"
+    });
+    text
+}
+
+fn times(n: u32) -> String {
+    if n == 1 { "once".to_owned() } else { format!("{n} times") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use elision_plan::DropReason;
+    use serde_json::json;
+
+    fn planned(unaccounted: Vec<String>) -> Planned {
+        let would_save = unaccounted.is_empty();
+        Planned {
+            guest: Guest { kernel_release: "6.1.0".to_owned(), build_id: "ab".to_owned() },
+            policy: Policy { selectors: vec!["pid=812".parse().unwrap()], ..Policy::default() },
+            excluded: vec![Excluded {
+                pid: 812,
+                ppid: 1,
+                uid: 101,
+                threads: 1,
+                comm: "psql".to_owned(),
+                exe: None,
+                frames: 2,
+            }],
+            plan: PlanSummary {
+                dropped_frames: [(DropReason::Anonymous, 2)].into(),
+                frames_by_owner: [(812, 2)].into(),
+                unaccounted,
+                ..PlanSummary::default()
+            },
+            vcpus: vec![VcpuRow { index: 0, clear_vector: true, clear_general: false, interrupt: Some(246) }],
+            would_save,
+            looks: 1,
+            pause_ms: 12.5,
+        }
+    }
+
+    #[test]
+    fn the_json_fields_are_the_documented_ones() {
+        let expected = json!({
+            "guest": {"kernel_release": "6.1.0", "build_id": "ab"},
+            "policy": {
+                "selectors": [{"kind": "pid", "pattern": "812", "optional": false, "children": true}],
+                "save": {},
+            },
+            "excluded": [{
+                "pid": 812, "ppid": 1, "uid": 101, "threads": 1, "comm": "psql", "exe": null, "frames": 2,
+            }],
+            "plan": {
+                "dropped_frames": {"anonymous": 2}, "edited_bytes": {}, "frames_by_owner": {"812": 2},
+                "kept_frames": {}, "unaccounted": [],
+            },
+            "vcpus": [{"index": 0, "clear_vector": true, "clear_general": false, "interrupt": 246}],
+            "would_save": true,
+            "looks": 1,
+            "pause_ms": 12.5,
+        });
+        assert_eq!(serde_json::to_value(planned(vec![])).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_said() {
+        assert!(human(&planned(vec![])).contains("A save would make an image"));
+        let text = human(&planned(vec!["process 812 has 8 KiB in swap".to_owned()]));
+        assert!(text.contains("8 KiB in swap") && text.contains("A save would refuse"), "{text}");
+    }
+}

@@ -1,0 +1,153 @@
+//! `elision restore`: starts a VM from an image.
+
+use crate::args::RestoreArgs;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::sockets;
+use crate::text::printable;
+use elision_image::Image;
+use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, for_restore, fresh_guid, restore};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct RestoredVm {
+    image: PathBuf,
+    pid: u32,
+    qmp: PathBuf,
+    running: bool,
+    command: Vec<String>,
+    /// From the start of this command until the VM runs.
+    total_ms: f64,
+}
+
+pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure> {
+    let begin = Instant::now();
+    let image = Image::open(&args.image)?;
+    let manifest = image.manifest();
+    let recorded = args.command.is_empty();
+    let command = if recorded { &manifest.vmm.command } else { &args.command };
+    let qmp = match &args.qmp {
+        Some(path) => absolute(path)?,
+        None => sockets::default_path(&socket_name(&args.image))?,
+    };
+    sockets::check_free(&qmp)?;
+    let options = RestoreOptions {
+        ram: &absolute(&image.ram_path())?,
+        ram_len: manifest.files.ram.bytes,
+        block: &manifest.vmm.ram_block,
+        qmp: &qmp,
+        guid: &fresh_guid()?,
+    };
+    let command = for_restore(command, &options)?;
+    refuse_clash(&command, &args.image, recorded)?;
+
+    let state = image.state_path();
+    let log = args.log.as_deref();
+    let run = !args.paused;
+    let request = RestoreRequest { command: &command, qmp: &qmp, state: &state, folder: None, log, run };
+    let bar = out.spinner("restoring");
+    let restored = restore(&request);
+    bar.finish_and_clear();
+    let pid = restored.map_err(|e| explained(e, &args.image, recorded))?.child.id();
+    let total_ms = begin.elapsed().as_secs_f64() * 1000.0;
+    let vm = RestoredVm { image: args.image.clone(), pid, qmp, running: run, command, total_ms };
+    out.result(&vm, human)?;
+    Ok(Exit::Done)
+}
+
+/// A name for the socket that no other restore of the image uses.
+fn socket_name(image: &Path) -> String {
+    let stem = image.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(40);
+    format!("restored-{}-{}", plain.collect::<String>(), std::process::id())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|e| Failure::io("find", path, &e))
+}
+
+/// QEMU would take sockets away from a VM that listens on them, so this is checked before it starts.
+fn refuse_clash(command: &[String], image: &Path, recorded: bool) -> Result<(), Failure> {
+    let in_use = sockets::in_use(command)?;
+    let Some(first) = in_use.first() else { return Ok(()) };
+    let whose = if recorded { "The recorded command" } else { "The command" };
+    let message =
+        format!("{whose} listens on {}, which another program uses", printable(&first.display().to_string()));
+    let message = if recorded { format!("{message}: the VM that was saved seems to run") } else { message };
+    Err(Failure::new(Exit::Failed, message).with_help(other_command(image)))
+}
+
+fn explained(error: QemuError, image: &Path, recorded: bool) -> Failure {
+    let start_failed = matches!(error, QemuError::Restore { .. } | QemuError::Io { .. });
+    let failure = Failure::from(error);
+    if !(recorded && start_failed) {
+        return failure;
+    }
+    failure.with_help(format!(
+        "The recorded command uses the disks, sockets and ports of the VM that was saved, with relative paths \
+         from the current folder. {}",
+        other_command(image)
+    ))
+}
+
+fn other_command(image: &Path) -> String {
+    let image = printable(&image.display().to_string());
+    format!(
+        "End the VM that uses them, or give a command with disks and sockets of its own: \
+         elision restore {image} -- QEMU COMMAND (the recorded one: elision inspect {image})"
+    )
+}
+
+fn human(vm: &RestoredVm) -> String {
+    let state = if vm.running { "runs" } else { "is loaded and paused" };
+    let qmp = printable(&vm.qmp.display().to_string());
+    format!("The VM {state} after {:.0} ms: process {}, QMP socket {qmp}", vm.total_ms, vm.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn the_json_fields_are_the_documented_ones() {
+        let vm = RestoredVm {
+            image: "web.elision".into(),
+            pid: 7,
+            qmp: "/run/q".into(),
+            running: true,
+            command: vec!["qemu".to_owned()],
+            total_ms: 1.5,
+        };
+        let expected = json!({
+            "image": "web.elision", "pid": 7, "qmp": "/run/q", "running": true, "command": ["qemu"],
+            "total_ms": 1.5,
+        });
+        assert_eq!(serde_json::to_value(&vm).unwrap(), expected);
+        assert!(human(&vm).contains("process 7, QMP socket /run/q"));
+    }
+
+    #[test]
+    fn a_clash_with_the_running_vm_says_how_to_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        let command = vec!["-chardev".to_owned(), format!("socket,id=a,path={},server=on", path.display())];
+        let image = Path::new("web.elision");
+        assert!(refuse_clash(&command, image, true).is_ok(), "nobody listens yet");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let failure = refuse_clash(&command, image, true).unwrap_err();
+        let help = miette::Diagnostic::help(&failure).unwrap().to_string();
+        assert!(help.contains("elision restore web.elision -- QEMU COMMAND"), "{help}");
+        assert!(failure.to_string().contains(path.to_str().unwrap()));
+    }
+
+    #[test]
+    fn a_socket_s_name_is_plain_whatever_the_image_is_called() {
+        let name = socket_name(Path::new("/a/../b c\u{1b}.elision"));
+        assert!(name.starts_with("restored-bc-"), "{name}");
+    }
+}
