@@ -27,6 +27,9 @@ struct Args {
     /// What the victim does.
     #[arg(long, default_value = "threads")]
     mode: String,
+    /// Play so many more processes at once.
+    #[arg(long, default_value_t = 0)]
+    crowd: u32,
     /// Leave RAM, registers and ground truth in this folder.
     #[arg(long)]
     dump: Option<PathBuf>,
@@ -56,6 +59,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("played after {:.1?}", start.elapsed());
     for spawned in [&victim, &bystander, &forked, &ended] {
         println!("{}", serde_json::to_string(spawned)?);
+    }
+    if args.crowd > 0 {
+        let start = Instant::now();
+        let crowd = guest.control().crowd(args.crowd, &Spawn::new("crowd", "heap=64K,stack", "sleep"))?;
+        println!("a crowd of {} played after {:.1?}", crowd.len(), start.elapsed());
     }
     let labels = ["victim", "bystander", "forked", "ended", "never played"];
     let start = Instant::now();

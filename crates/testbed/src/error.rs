@@ -89,6 +89,9 @@ pub enum Error {
     /// Ground truth is missing or cut.
     #[error("Ground truth is not whole: {0}")]
     Truth(String),
+    /// A caller asked for something that cannot be.
+    #[error("Cannot do that: {0}")]
+    Input(String),
     /// The RAM file cannot be read.
     #[error("Cannot read the guest's RAM")]
     Memory(#[from] elision_memory::MemoryError),

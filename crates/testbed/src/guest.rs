@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A boot takes 3 s alone and far longer on a busy machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Some kernels panic early in one of a few emulated boots.
 const ATTEMPTS: u32 = 3;
 
@@ -70,17 +70,26 @@ impl Guest {
             };
             return Err(not_ready(&endpoints, reason));
         }
-        Self::connected(options, endpoints, process)
+        Self::connected(options, endpoints, process, limit)
     }
 
-    pub(crate) fn attach(options: &GuestOptions, endpoints: Endpoints) -> Result<Self, Error> {
+    pub(crate) fn attach(
+        options: &GuestOptions,
+        endpoints: Endpoints,
+        limit: Duration,
+    ) -> Result<Self, Error> {
         let process = Process { child: None, endpoints: endpoints.clone() };
-        Self::connected(options, endpoints, process)
+        Self::connected(options, endpoints, process, limit)
     }
 
-    fn connected(options: &GuestOptions, endpoints: Endpoints, process: Process) -> Result<Self, Error> {
+    fn connected(
+        options: &GuestOptions,
+        endpoints: Endpoints,
+        process: Process,
+        limit: Duration,
+    ) -> Result<Self, Error> {
         let control = endpoints
-            .connect(Duration::from_secs(60))
+            .connect(limit)
             .map_err(|e| not_ready(&endpoints, format!("it did not answer ({e})")))?;
         Ok(Self { layout: options.layout()?, ram: options.ram_mode(), endpoints, control, process })
     }

@@ -253,4 +253,18 @@ mod tests {
         std::fs::write(folder.path().join("boot/vmlinuz-6"), "x").unwrap();
         assert_eq!(find_image(folder.path()), Some(folder.path().join("boot/vmlinuz-6")));
     }
+
+    /// Fetches package indexes: `cargo test -p elision-testbed -- --ignored`.
+    #[test]
+    #[ignore = "needs a network"]
+    fn the_machines_own_distribution_has_a_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = own_paragraphs(&apt_sources::of_machine(Path::new("/etc/apt")));
+        let apt = Apt::new(folder.path(), &text).unwrap();
+        let package = newest_of_own("6.1", &apt).unwrap();
+        assert!(package.name.starts_with("linux-image-"), "{package:?}");
+        println!("{package:?}");
+        assert!(newest_of_own("6.1", &apt).unwrap().version == package.version);
+        assert!(apt.show(&["no-such-package-at-all".to_owned()]).unwrap().is_empty());
+    }
 }

@@ -3,11 +3,12 @@
 use crate::accel::{self, Accel};
 use crate::endpoints::Endpoints;
 use crate::error::Error;
-use crate::guest::Guest;
+use crate::guest::{BOOT_LIMIT, Guest};
 use crate::kernels::Kernel;
 use crate::{initramfs, kernels, paths};
 use elision_memory::{FileOffset, Gpa, RamLayout, RamRegion};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where QEMU keeps the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +115,7 @@ impl GuestOptions {
         if len > below {
             regions.push(RamRegion { gpa: Gpa(4 << 30), len: len - below, offset: FileOffset(below) });
         }
-        RamLayout::new(regions).map_err(|e| Error::Truth(e.to_string()))
+        RamLayout::new(regions).map_err(|e| Error::Input(e.to_string()))
     }
 
     /// A new folder for [`GuestOptions::command_in`]; [`GuestOptions::attach`] removes it at the end.
@@ -177,9 +178,15 @@ impl GuestOptions {
         Guest::boot(self)
     }
 
-    /// A guest that another program started or restored with [`GuestOptions::command_in`].
+    /// A guest that another program started or restored with [`GuestOptions::command_in`]. It must
+    /// run, or come to run. Dropping it ends its QEMU and removes the folder.
     pub fn attach(&self, folder: &Path) -> Result<Guest, Error> {
-        Guest::attach(self, Endpoints::new(folder))
+        self.attach_within(folder, BOOT_LIMIT)
+    }
+
+    /// The same with a time limit of its own.
+    pub fn attach_within(&self, folder: &Path, limit: Duration) -> Result<Guest, Error> {
+        Guest::attach(self, Endpoints::new(folder), limit)
     }
 }
 

@@ -13,16 +13,16 @@ pub fn find<N: AsRef<[u8]>>(ram: &Ram, needles: &[N]) -> Result<Vec<Vec<FileOffs
     let mut found = vec![Vec::new(); needles.len()];
     let longest = needles.iter().map(|n| n.as_ref().len()).max().unwrap_or(0);
     if needles.iter().any(|n| n.as_ref().is_empty()) || longest > LONGEST {
-        return Err(Error::Truth(format!("A needle needs 1 to {LONGEST} bytes")));
+        return Err(Error::Input(format!("A needle needs 1 to {LONGEST} bytes")));
     }
-    let matcher = AhoCorasick::new(needles).map_err(|e| Error::Truth(e.to_string()))?;
+    let matcher = AhoCorasick::new(needles).map_err(|e| Error::Input(e.to_string()))?;
     let mut chunk = vec![0; CHUNK + longest];
     let mut at = 0;
     while at < ram.file_len() {
         let len = usize::try_from(ram.file_len() - at).unwrap_or(usize::MAX).min(chunk.len());
         let bytes = &mut chunk[..len];
         if !ram.read_file(FileOffset(at), bytes) {
-            return Err(Error::Truth(format!("RAM file ends at {at:#x}")));
+            return Err(Error::Input(format!("RAM file ends at {at:#x}")));
         }
         for hit in matcher.find_overlapping_iter(&*bytes) {
             // What begins in the overlap belongs to the next chunk.
