@@ -122,9 +122,9 @@ fn check(plan: &Plan, ram: &Ram) -> Result<(), ImageError> {
             return bad(run.first, "dropped frames are not RAM");
         }
     }
-    let mut before = Gpa(0);
+    let mut before = Gfn(0);
     for edit in &plan.edits {
-        if edit.gpa < before {
+        if edit.gpa.gfn() < before {
             return bad(edit.gpa.gfn(), "changes are not sorted");
         }
         if edit.gpa.page_offset().saturating_add(edit.len()) > PAGE_SIZE {
@@ -133,7 +133,7 @@ fn check(plan: &Plan, ram: &Ram) -> Result<(), ImageError> {
         if !ram.layout().contains(edit.gpa.gfn()) {
             return bad(edit.gpa.gfn(), "a change is not in RAM");
         }
-        before = edit.gpa;
+        before = edit.gpa.gfn();
     }
     Ok(())
 }

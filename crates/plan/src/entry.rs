@@ -128,7 +128,7 @@ pub struct PlanSummary {
 pub struct Plan {
     /// Sorted by frame, without overlap.
     pub drops: Vec<DropRun>,
-    /// Sorted by address. Later edits of the same bytes win.
+    /// Sorted by frame, in each frame in order of application: later edits of the same bytes win.
     pub edits: Vec<Edit>,
     /// Counts.
     pub summary: PlanSummary,

@@ -1,5 +1,6 @@
 //! What is cleared in the device state: vCPU registers, keyboard and serial leftovers, the screen.
 
+use crate::exit::Exit;
 use crate::failure::Failure;
 use elision_plan::{Selection, VcpuAction};
 use elision_policy::{Policy, Video};
@@ -38,7 +39,11 @@ pub(super) fn redact(
             done.general_registers += 1;
         }
         if let Some(vector) = action.interrupt {
-            state.raise_interrupt(vcpu, vector)?;
+            let at_once = state.raise_interrupt(vcpu, vector)?;
+            if action.clear_general && !at_once {
+                let why = format!("vCPU {vcpu} would run an excluded thread before the guest's kernel can end it");
+                return Err(Failure::new(Exit::Refused, why));
+            }
         }
     }
     done.input_bytes = state.clear_keyboard().nonzero + state.clear_serial().nonzero;

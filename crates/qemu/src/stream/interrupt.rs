@@ -24,14 +24,11 @@ const FIRST_VECTOR: u8 = 32;
 const REGISTERS: u32 = 8;
 
 impl DeviceState {
-    /// Makes `vector` pending, edge-triggered, so that the vCPU takes it before its next instruction.
-    pub fn raise_interrupt(&mut self, vcpu: u32, vector: u8) -> Result<()> {
+    /// Makes `vector` pending, edge-triggered. Returns whether the vCPU takes it before its next instruction.
+    pub fn raise_interrupt(&mut self, vcpu: u32, vector: u8) -> Result<bool> {
         let refuse = |why: &str| QemuError::Vcpu { cpu: vcpu, why: why.into() };
         if vector < FIRST_VECTOR {
             return Err(refuse("vectors below 32 are no interrupts"));
-        }
-        if self.vcpu_at(vcpu)?.rflags & INTERRUPTS_ON == 0 {
-            return Err(refuse("it does not accept interrupts now"));
         }
         let apic = self.apic_of(vcpu)?.clone();
         let enabled = self.number(&apic, "apicbase")? & APIC_BASE_ENABLED != 0
@@ -39,9 +36,7 @@ impl DeviceState {
         if !enabled {
             return Err(refuse("its local APIC is disabled"));
         }
-        if u64::from(vector >> 4) <= self.priority_class(&apic)? {
-            return Err(refuse("it is serving an interrupt of the same or a higher priority"));
-        }
+        let state = self.vcpu_at(vcpu)?;
         let (word, bit) = (vector / 32, 1_u64 << (vector % 32));
         self.change(&apic, &format!("irr[{word}]"), |v| v | bit)?;
         self.change(&apic, &format!("tmr[{word}]"), |v| v & !bit)?;
@@ -49,7 +44,12 @@ impl DeviceState {
         let common = common.ok_or_else(|| refuse("section cpu_common is missing"))?;
         self.change(&common, "interrupt_request", |v| v | REQUEST_HARD)?;
         let cpu = self.vcpu_section(vcpu)?.clone();
-        self.change(&cpu, "env.hflags", |v| v & !HFLAGS_INHIBIT)
+        if state.in_user_mode() {
+            self.change(&cpu, "env.hflags", |v| v & !HFLAGS_INHIBIT)?;
+        }
+        // The kernel's `sti; hlt` relies on the interrupt not coming in between: left as it is there.
+        let inhibited = self.number(&cpu, "env.hflags")? & HFLAGS_INHIBIT != 0;
+        Ok(state.rflags & INTERRUPTS_ON != 0 && !inhibited && u64::from(vector >> 4) > self.priority_class(&apic)?)
     }
 
     /// The local APIC of a vCPU. Its instance is the APIC id, which is not always the vCPU's index, but both

@@ -1,0 +1,99 @@
+//! What the tests on real guests share: the `elision` command as a user runs it, and what to ask of a VM.
+
+#![allow(dead_code)] // each test file uses its part
+
+use elision_testbed::{Guest, GuestOptions, RamMode, Status, secret};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// The command under test.
+pub(crate) fn elision() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_elision"))
+}
+
+/// Runs `elision --json` and gives its result; the test fails with its words when it fails.
+pub(crate) fn json(command: &mut Command) -> Value {
+    let output = command.arg("--json").output().expect("elision starts");
+    assert!(output.status.success(), "{command:?} failed: {}", words(&output));
+    serde_json::from_slice(&output.stdout).expect("JSON on stdout")
+}
+
+/// Everything a command said.
+pub(crate) fn words(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{:?} {}{}", output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// A save of a guest, not started yet.
+pub(crate) fn save(guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
+    let mut command = elision();
+    command.arg("save").arg("--qmp").arg(guest.endpoints().qmp_socket());
+    for selector in exclude {
+        command.args(["--exclude", selector]);
+    }
+    command.arg(image);
+    command
+}
+
+/// Restores an image beside its source and waits until the guest takes requests.
+pub(crate) fn restore(options: &GuestOptions, image: &Path) -> Guest {
+    let options = options.clone().ram(RamMode::Plain);
+    let folder = GuestOptions::new_folder().expect("a folder");
+    let mut command = elision();
+    command.arg("restore").arg(image).arg("--qmp").arg(folder.join("qmp"));
+    command.arg("--json").arg("--").args(options.command_in(&folder).expect("a command"));
+    let output = command.output().expect("elision starts");
+    assert!(output.status.success(), "{command:?} failed: {}", words(&output));
+    options.attach(&folder).expect("the restored guest answers")
+}
+
+/// How often the secret of each label stands in an image, in RAM and in the device state together.
+pub(crate) fn copies(image: &Path, labels: &[&str]) -> Vec<u64> {
+    let folder = tempfile::tempdir().expect("a folder");
+    labels.iter().map(|label| {
+        let file = folder.path().join("secret");
+        std::fs::write(&file, secret(label)).expect("a file");
+        let mut command = elision();
+        command.arg("audit").arg(image).arg("--secret-file").arg(&file).arg("--json");
+        let output = command.output().expect("elision starts");
+        let found: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("audit failed: {}", words(&output)));
+        let findings = found["searched"].as_array().into_iter().flatten().flat_map(|s| s["findings"].as_array());
+        let total = findings.flatten().map(|f| f["count"].as_u64().expect("a count")).sum();
+        assert_eq!(output.status.code(), Some(i32::from(total > 0)), "exit status of audit");
+        total
+    }).collect()
+}
+
+/// Waits until the guest's parent process has seen a process end, within guest time `limit`.
+pub(crate) fn end_of(guest: &mut Guest, pid: i32, limit: Duration) -> Status {
+    let begin = Instant::now();
+    loop {
+        let status = guest.control().status(pid).expect("the guest answers");
+        if status != Status::Running || begin.elapsed() > limit {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Removes an image at the end of a test.
+pub(crate) struct Images(tempfile::TempDir);
+
+impl Images {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Everything that is in the folder.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path()).expect("a folder");
+        entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+    }
+}
