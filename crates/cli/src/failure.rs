@@ -176,11 +176,16 @@ from_error!(AuditError, ImageError, KernelError, PlanError);
 impl From<QemuError> for Failure {
     fn from(error: QemuError) -> Self {
         let failure = Self::from_error(Exit::from(&error), &error);
-        let QemuError::Connect { .. } = error else { return failure };
-        failure.with_help(
-            "Is the VM running, and is this its QMP socket? A VM gets one by `elision run -- QEMU COMMAND`, or \
-             by `-qmp unix:PATH,server=on,wait=off` in its command",
-        )
+        match error {
+            QemuError::Connect { .. } => failure.with_help(
+                "Is the VM running, and is this its QMP socket? A VM gets one by `elision run -- QEMU COMMAND`, \
+                 or by `-qmp unix:PATH,server=on,wait=off` in its command",
+            ),
+            QemuError::State { .. } => failure.with_help(
+                "A paused VM is continued by `cont` in its monitor, or by {\"execute\": \"cont\"} on its QMP socket",
+            ),
+            _ => failure,
+        }
     }
 }
 

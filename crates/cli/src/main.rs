@@ -7,6 +7,8 @@ mod args;
 mod exit;
 mod failure;
 mod harden;
+mod in_use;
+mod named;
 mod output;
 mod save;
 mod selection;

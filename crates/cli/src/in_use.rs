@@ -1,0 +1,93 @@
+//! Files that another program has open for writing.
+//!
+//! ```text
+//! /proc/PID/fd/N -> file          /proc/PID/fdinfo/N    flags: 0100002   (octal; the last digit: 1, 2 may write)
+//! ```
+//! QEMU locks disk images of most formats by itself, but not what it writes text to, and not on every file
+//! system. Limit: of processes of other users nothing is seen without privileges.
+
+use crate::named::candidates;
+use std::collections::BTreeMap;
+use std::fs::{self, DirEntry, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// `O_ACCMODE`.
+const ACCESS: u32 = 0o3;
+
+/// The files that a command names and that another program may write, but for one.
+pub(crate) fn written_by_others(command: &[String], but: &Path) -> Vec<PathBuf> {
+    let identity = |meta: &Metadata| (meta.dev(), meta.ino());
+    let but = fs::metadata(but).ok().map(|meta| identity(&meta));
+    let mut named = BTreeMap::new();
+    // The first word is the program itself. What stands in `/proc` is this process's, not QEMU's.
+    for path in command.iter().skip(1).flat_map(|word| candidates(word)).filter(|p| !p.starts_with("/proc")) {
+        let Ok(meta) = fs::metadata(&path) else { continue };
+        if (meta.is_file() || meta.file_type().is_block_device()) && but != Some(identity(&meta)) {
+            named.entry(identity(&meta)).or_insert(path);
+        }
+    }
+    if named.is_empty() {
+        return Vec::new();
+    }
+    let own = std::process::id().to_string();
+    let mut found = Vec::new();
+    for process in entries(Path::new("/proc")) {
+        let name = process.file_name();
+        let is_process = name.to_str().is_some_and(|name| name != own && name.parse::<u32>().is_ok());
+        if !is_process {
+            continue;
+        }
+        for fd in entries(&process.path().join("fd")) {
+            let Ok(meta) = fs::metadata(fd.path()) else { continue };
+            if named.contains_key(&identity(&meta)) && may_write(&process, &fd) {
+                found.extend(named.remove(&identity(&meta)));
+            }
+        }
+    }
+    found
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = DirEntry> {
+    fs::read_dir(folder).into_iter().flatten().flatten()
+}
+
+fn may_write(process: &DirEntry, fd: &DirEntry) -> bool {
+    let info = fs::read_to_string(process.path().join("fdinfo").join(fd.file_name())).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).is_some_and(|flags| flags & ACCESS != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_file_that_another_process_writes_is_found_and_one_that_it_reads_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (written, read) = (folder.path().join("console.log"), folder.path().join("disk.img"));
+        fs::write(&written, "x").unwrap();
+        fs::write(&read, "x").unwrap();
+        let command = [
+            "qemu".to_owned(),
+            format!("file:{}", written.display()),
+            format!("file={},if=virtio", read.display()),
+        ];
+        let mut other = Command::new("sleep")
+            .arg("60")
+            .stdin(fs::File::open(&read).unwrap())
+            .stdout(OpenOptions::new().append(true).open(&written).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let found = written_by_others(&command, Path::new("/nothing"));
+        let without = written_by_others(&command, &written);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(found, [written]);
+        assert!(without.is_empty());
+        assert!(written_by_others(&command, Path::new("/nothing")).is_empty(), "nobody writes any more");
+    }
+}
