@@ -104,6 +104,9 @@ pub enum ImageError {
         /// Its length by the manifest.
         expected: u64,
     },
+    /// A file of the image is not the one that was written.
+    #[error("{0} was changed or damaged: its checksum differs from the manifest's")]
+    Damaged(PathBuf),
     /// The exclusion map is not one.
     #[error("Cannot read {path}")]
     Exclusions {

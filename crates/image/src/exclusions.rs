@@ -118,7 +118,10 @@ impl From<&Plan> for Exclusions {
             reason: edit.reason,
             owner: edit.owner,
         });
-        Self { drops: plan.drops.clone(), edits: edits.collect() }
+        let mut edits: Vec<_> = edits.collect();
+        // The plan has them in order of application; the file has them by address.
+        edits.sort_by_key(|edit| edit.gpa);
+        Self { drops: plan.drops.clone(), edits }
     }
 }
 

@@ -26,7 +26,7 @@ mod writer;
 pub use error::ImageError;
 pub use exclusions::{EditKind, EditMeta, Exclusions, ExclusionsError};
 pub use manifest::{Completeness, FORMAT, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, timestamp};
-pub use partial::{partial_path, remove_stale};
+pub use partial::{partial_path, remove_stale, remove_unfinished};
 pub use ram_writer::RamStats;
 pub use reader::Image;
 pub use verify::Problem;

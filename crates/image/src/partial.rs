@@ -15,9 +15,13 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// How often a folder may vanish between being seen and being locked.
 const TRIES: usize = 16;
+/// How long a lock is waited for that somebody is about to give back.
+const PATIENCE: Duration = Duration::from_millis(500);
+const STEP: Duration = Duration::from_millis(10);
 
 /// Where the image `target` is written until it is whole.
 pub fn partial_path(target: &Path) -> Result<PathBuf, ImageError> {
@@ -33,6 +37,16 @@ pub fn remove_stale(target: &Path) -> Result<bool, ImageError> {
     let path = partial_path(target)?;
     match lock(target, &path)? {
         Some(_lock) => remove(&path).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// Removes a partial folder, unless a saver is at work in it. Returns whether there was one.
+///
+/// A guardian calls this at the death of its saver, whose lock ends a moment later than the saver itself.
+pub fn remove_unfinished(partial: &Path) -> Result<bool, ImageError> {
+    match lock_soon(partial, partial)? {
+        Some(_lock) => remove(partial).map(|()| true),
         None => Ok(false),
     }
 }
@@ -56,7 +70,8 @@ impl Partial {
             return Err(ImageError::NoParent(parent.to_owned()));
         }
         for _ in 0..TRIES {
-            if let Some(_lock) = lock(target, &path)? {
+            // The guardian of a saver that died just now may be removing it.
+            if let Some(_lock) = lock_soon(target, &path)? {
                 remove(&path)?;
             }
             match DirBuilder::new().mode(0o700).create(&path) {
@@ -103,6 +118,17 @@ impl Drop for Partial {
             if let Err(error) = remove(&self.path) {
                 tracing::error!(path = %self.path.display(), %error, "cannot remove an unfinished image");
             }
+        }
+    }
+}
+
+/// As [`lock`], but waits a little for one who is about to give the lock back.
+fn lock_soon(target: &Path, path: &Path) -> Result<Option<File>, ImageError> {
+    let begin = Instant::now();
+    loop {
+        match lock(target, path) {
+            Err(ImageError::Busy { .. }) if begin.elapsed() < PATIENCE => std::thread::sleep(STEP),
+            answer => return answer,
         }
     }
 }

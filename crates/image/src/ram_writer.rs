@@ -7,8 +7,7 @@
 //! a task     read 256 KiB -> apply edits -> skip zero pages -> one write for each run of others
 //! ```
 //! 256 KiB stay in the processor's cache between the copy out of guest memory and the write, so guest
-//! memory is read once. RAM file bytes that the layout maps nowhere (the part behind the VGA window)
-//! are left out.
+//! memory is read once. RAM file bytes that the layout gives no place are left out.
 
 use crate::checksum::MIN_CHUNK;
 use crate::{ImageError, RAM};

@@ -61,7 +61,7 @@ impl Image {
         Ok(Ram::private(&file, self.manifest.ram_layout.clone())?)
     }
 
-    /// The device state.
+    /// The device state, if it is the one that was written.
     pub fn state(&self) -> Result<Vec<u8>, ImageError> {
         let expected = self.manifest.files.state.bytes;
         let file = self.open_file(STATE, expected)?;
@@ -70,11 +70,13 @@ impl Image {
         file.take(STATE_BYTES.min(expected))
             .read_to_end(&mut bytes)
             .map_err(|e| ImageError::io("read", &path, e))?;
-        if bytes.len() as u64 == expected {
-            Ok(bytes)
-        } else {
-            Err(ImageError::Size { path, found: bytes.len() as u64, expected })
+        if bytes.len() as u64 != expected {
+            return Err(ImageError::Size { path, found: bytes.len() as u64, expected });
         }
+        if blake3::hash(&bytes).to_hex().as_str() != self.manifest.files.state.blake3 {
+            return Err(ImageError::Damaged(path));
+        }
+        Ok(bytes)
     }
 
     /// What was left out and changed.

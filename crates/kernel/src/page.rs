@@ -22,6 +22,8 @@ layout! {
         reserved: enumerator("PG_reserved"),
         swap_backed: enumerator("PG_swapbacked"),
         head: enumerator("PG_head"),
+        slab_flag: enumerator("PG_slab"),
+        slab_type: enumerator("PGTY_slab"),
     }
 }
 
@@ -83,8 +85,12 @@ impl Kernel<'_> {
         let head = self.head_of(gfn, &own)?;
         let raw = if head == gfn { Raw(own.0) } else { self.raw_page(head)? };
         let flag = |bit: Option<u64>| bit.is_some_and(|b| b < 64 && raw.u64(layout.flags) >> b & 1 != 0);
+        // In a slab the word is something else. Newer kernels keep the type above the page's count.
+        let page_type = raw.u32(layout.mapcount) >> 24;
+        let is_slab = flag(layout.slab_flag) || layout.slab_type == Some(u64::from(page_type));
         let mapping = raw.u64(layout.mapping);
         let kind = match mapping & 3 {
+            _ if is_slab => PageKind::Other,
             _ if flag(layout.reserved) => PageKind::Reserved,
             1 => PageKind::Anonymous,
             3 => PageKind::Merged,

@@ -8,14 +8,14 @@
 use crate::layout::layout;
 use crate::tasks::Thread;
 use crate::{Kernel, KernelError};
-use elision_memory::Gva;
+use elision_memory::{Gva, PAGE_SIZE};
 use std::ops::Range;
 
 layout! {
     pub(crate) struct StackLayout {
         stack: offset("task_struct", &["stack"]),
         area: optional("task_struct", &["stack_vm_area"]),
-        area_pages: optional("vm_struct", &["nr_pages"]),
+        area_pages: number("vm_struct", &["nr_pages"]),
         sp: offset("task_struct", &["thread.sp"]),
         regs_size: size("pt_regs"),
         first: offset("pt_regs", &["r15"]),
@@ -70,10 +70,10 @@ impl Kernel<'_> {
         }
         let sp = self.pointer(thread.task.wrapping_add(layout.sp), WHAT)?;
         let mut size = DEFAULT_SIZE;
-        if let (Some(area), Some(pages)) = (layout.area, layout.area_pages) {
+        if let Some(area) = layout.area {
             let area = self.pointer(thread.task.wrapping_add(area), WHAT)?;
             if area.0 != 0 {
-                size = u64::from(self.u32(area.wrapping_add(pages), WHAT)?) << 12;
+                size = self.number(area, layout.area_pages, WHAT)?.saturating_mul(PAGE_SIZE as u64);
             }
         }
         let inside = (4096..=64 << 10).contains(&size) && sp.0.wrapping_sub(base.0) < size;

@@ -17,11 +17,10 @@ layout! {
         tgid: offset("task_struct", &["tgid"]),
         comm: offset("task_struct", &["comm"]),
         comm_len: count("task_struct", "comm"),
-        state: offset("task_struct", &["__state", "state"]),
-        exit_state: offset("task_struct", &["exit_state"]),
+        exit_state: number("task_struct", &["exit_state"]),
         flags: offset("task_struct", &["flags"]),
-        on_cpu: offset("task_struct", &["on_cpu"]),
-        on_rq: offset("task_struct", &["on_rq"]),
+        on_cpu: number("task_struct", &["on_cpu"]),
+        on_rq: number("task_struct", &["on_rq"]),
         mm: offset("task_struct", &["mm"]),
         cred: offset("task_struct", &["cred"]),
         signal: offset("task_struct", &["signal"]),
@@ -167,13 +166,14 @@ impl Kernel<'_> {
         const WHAT: &str = "task";
         let layout = &self.profile.task;
         let word = |offset: u64| self.u32(task.wrapping_add(offset), WHAT);
+        let is_set = |member| self.number(task, member, WHAT).map(|n| n != 0);
         Ok(Thread {
             task,
             tid: word(layout.pid)?,
-            on_cpu: word(layout.on_cpu)? != 0,
-            queued: word(layout.on_rq)? != 0,
+            on_cpu: is_set(layout.on_cpu)?,
+            queued: is_set(layout.on_rq)?,
             exiting: word(layout.flags)? & PF_EXITING != 0,
-            dead: word(layout.exit_state)? != 0,
+            dead: is_set(layout.exit_state)?,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Typed reads of kernel memory by virtual address.
 
 use crate::KernelError;
+use crate::layout::Number;
 use crate::locate::{self, ImageRange};
 use crate::profile::{Profile, ProfileCache};
 use elision_memory::{Gfn, Gpa, Gva, PAGE_SIZE, PageTables, Ram};
@@ -210,6 +211,14 @@ impl<'a> Kernel<'a> {
         let mut raw = [0; 1];
         self.read(gva, &mut raw, what)?;
         Ok(raw[0])
+    }
+
+    /// An integer member of the structure at `gva`.
+    pub(crate) fn number(&self, gva: Gva, member: Number, what: &'static str) -> Result<u64, KernelError> {
+        let mut raw = [0; 8];
+        let part = raw.get_mut(..member.bytes).unwrap_or_default();
+        self.read(gva.wrapping_add(member.offset), part, what)?;
+        Ok(u64::from_le_bytes(raw))
     }
 
     pub(crate) fn pointer(&self, gva: Gva, what: &'static str) -> Result<Gva, KernelError> {

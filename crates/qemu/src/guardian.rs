@@ -106,8 +106,11 @@ impl Duty {
 }
 
 /// The guardian's whole life. Call it first of all in a process started by [`Guardian::spawn`].
+///
+/// `remove` removes an unfinished image and tells whether it is gone. It must spare one that a new saver has
+/// begun under the same name: this guardian looks after the VM for a second, in which the user may try again.
 #[must_use]
-pub fn guard_main(argument: &str) -> ExitCode {
+pub fn guard_main(argument: &str, remove: impl FnOnce(&Path) -> bool) -> ExitCode {
     let Ok(duty) = serde_json::from_str::<Duty>(argument) else { return ExitCode::from(2) };
     if rustix::process::setsid().is_err() || sys::close_inherited().is_err() {
         return ExitCode::FAILURE;
@@ -121,7 +124,7 @@ pub fn guard_main(argument: &str) -> ExitCode {
     }
     let resumed = look_after(&duty);
     let removed = match &duty.partial {
-        Some(folder) if folder.exists() => std::fs::remove_dir_all(folder).is_ok(),
+        Some(folder) if folder.exists() => remove(folder),
         _ => true,
     };
     if resumed.is_ok() && removed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -192,6 +195,6 @@ mod tests {
             };
             assert_eq!(serde_json::from_str::<Duty>(&duty.to_argument().unwrap()).unwrap(), duty);
         }
-        assert_eq!(guard_main("perhaps"), ExitCode::from(2));
+        assert_eq!(guard_main("perhaps", |_| true), ExitCode::from(2));
     }
 }

@@ -20,6 +20,8 @@ const ONE_MIB: u64 = 1 << 20;
 /// Bytes of the RAM file that the guest's operating system cannot address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HiddenRange {
+    /// Where the guest would see it if nothing lay over it.
+    pub gpa: Gpa,
     /// First byte in the RAM file.
     pub offset: FileOffset,
     /// Length in bytes.
@@ -33,9 +35,9 @@ pub struct VmRam {
     pub block: String,
     /// Length of the RAM file.
     pub file_len: u64,
-    /// The mapped parts.
+    /// Where each part of the file stands, hidden ones where the guest would see them.
     pub layout: RamLayout,
-    /// The parts that are mapped nowhere, for a known reason.
+    /// The parts that the guest does not see, for a known reason.
     pub hidden: Vec<HiddenRange>,
 }
 
@@ -61,7 +63,12 @@ pub(crate) fn vm_ram(view: &[FlatRegion], blocks: &[RamBlockInfo], backends: &[S
     }
     let pieces = pieces(view, block)?;
     let hidden = hidden(view, &pieces, block.used)?;
-    let layout = RamLayout::new(merge(pieces))?;
+    // What lies behind the VGA window (system management mode keeps its memory there) belongs to the VM's
+    // state too.
+    let behind = hidden.iter().map(|h| RamRegion { gpa: h.gpa, len: h.len, offset: h.offset });
+    let mut all: Vec<_> = pieces.into_iter().chain(behind).collect();
+    all.sort_by_key(|piece| piece.offset);
+    let layout = RamLayout::new(merge(all))?;
     Ok(VmRam { block: block.name.clone(), file_len: block.used, layout, hidden })
 }
 
@@ -101,7 +108,8 @@ fn hidden(view: &[FlatRegion], pieces: &[RamRegion], file_len: u64) -> Result<Ve
             if !in_first_mib && !start.is_some_and(|start| overlaid(view, start, len)) {
                 return Err(QemuError::Unexplained { offset: FileOffset(at), len });
             }
-            hidden.push(HiddenRange { offset: FileOffset(at), len });
+            let gpa = start.ok_or(QemuError::Unexplained { offset: FileOffset(at), len })?;
+            hidden.push(HiddenRange { gpa: Gpa(gpa), offset: FileOffset(at), len });
         }
         at = piece.offset.0 + piece.len;
         before = Some(piece);
@@ -138,11 +146,10 @@ fn continues(a: &RamRegion, b: &RamRegion) -> bool {
 }
 
 impl VmRam {
-    /// Whether every byte of the file is mapped or hidden, and pages are whole.
+    /// Whether every byte of the file has its place, and pages are whole.
     #[must_use]
     pub fn accounts_for_every_byte(&self) -> bool {
-        let hidden: u64 = self.hidden.iter().map(|h| h.len).sum();
-        self.layout.ram_bytes() + hidden == self.file_len && self.file_len % PAGE_SIZE as u64 == 0
+        self.layout.ram_bytes() == self.file_len && self.file_len % PAGE_SIZE as u64 == 0
     }
 }
 
@@ -195,9 +202,9 @@ mod tests {
     #[test]
     fn the_vga_window_hides_ram() {
         let ram = captured!("pc-vga");
-        assert_eq!(ram.hidden, [HiddenRange { offset: FileOffset(0xa0000), len: 0x20000 }]);
-        assert_eq!(ram.layout.regions()[0], region(0, 0xa0000, 0));
-        assert_eq!(ram.layout.offset_of(Gpa(0xa0000), 1), None);
+        let window = HiddenRange { gpa: Gpa(0xa0000), offset: FileOffset(0xa0000), len: 0x20000 };
+        assert_eq!(ram.hidden, [window]);
+        assert_eq!(ram.layout.offset_of(Gpa(0xa0000), 1), Some(FileOffset(0xa0000)));
         assert!(ram.accounts_for_every_byte());
     }
 
@@ -215,7 +222,7 @@ mod tests {
         let low = "  0000000000000000-00000000037fffff (prio 0, ram): pc.ram\n";
         let seg = "  0000000003800000-0000000003ffffff (prio 1, i/o): tseg-blackhole\n";
         let ram = vm_ram(&view(&format!("{low}{seg}")), &blocks, &[]).unwrap();
-        assert_eq!(ram.hidden, [HiddenRange { offset: FileOffset(0x380_0000), len: 0x80_0000 }]);
+        assert_eq!(ram.hidden, [HiddenRange { gpa: Gpa(0x380_0000), offset: FileOffset(0x380_0000), len: 0x80_0000 }]);
         assert!(ram.accounts_for_every_byte());
         let err = vm_ram(&view(low), &blocks, &[]).unwrap_err();
         assert!(matches!(err, QemuError::Unexplained { offset: FileOffset(0x380_0000), .. }), "{err}");

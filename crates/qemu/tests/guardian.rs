@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
-        Some("guard") => return guard_main(&arguments[2]),
+        Some("guard") => {
+            return guard_main(&arguments[2], |partial| std::fs::remove_dir_all(partial).is_ok());
+        }
         Some("saver") => saver(Path::new(&arguments[2]), &arguments[3]),
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}

@@ -2,8 +2,9 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+use elision_qemu::Qmp;
 use elision_testbed::{Guest, GuestOptions, RamMode, Status, secret};
-use serde_json::Value;
+use serde_json::{Value, json as object};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -52,19 +53,23 @@ pub(crate) fn restore(options: &GuestOptions, image: &Path) -> Guest {
 /// How often the secret of each label stands in an image, in RAM and in the device state together.
 pub(crate) fn copies(image: &Path, labels: &[&str]) -> Vec<u64> {
     let folder = tempfile::tempdir().expect("a folder");
-    labels.iter().map(|label| {
-        let file = folder.path().join("secret");
-        std::fs::write(&file, secret(label)).expect("a file");
-        let mut command = elision();
-        command.arg("audit").arg(image).arg("--secret-file").arg(&file).arg("--json");
-        let output = command.output().expect("elision starts");
-        let found: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|_| panic!("audit failed: {}", words(&output)));
-        let findings = found["searched"].as_array().into_iter().flatten().flat_map(|s| s["findings"].as_array());
-        let total = findings.flatten().map(|f| f["count"].as_u64().expect("a count")).sum();
-        assert_eq!(output.status.code(), Some(i32::from(total > 0)), "exit status of audit");
-        total
-    }).collect()
+    labels
+        .iter()
+        .map(|label| {
+            let file = folder.path().join("secret");
+            std::fs::write(&file, secret(label)).expect("a file");
+            let mut command = elision();
+            command.arg("audit").arg(image).arg("--secret-file").arg(&file).arg("--json");
+            let output = command.output().expect("elision starts");
+            let found: Value = serde_json::from_slice(&output.stdout)
+                .unwrap_or_else(|_| panic!("audit failed: {}", words(&output)));
+            let findings =
+                found["searched"].as_array().into_iter().flatten().flat_map(|s| s["findings"].as_array());
+            let total = findings.flatten().map(|f| f["count"].as_u64().expect("a count")).sum();
+            assert_eq!(output.status.code(), Some(i32::from(total > 0)), "exit status of audit");
+            total
+        })
+        .collect()
 }
 
 /// Waits until the guest's parent process has seen a process end, within guest time `limit`.
@@ -96,4 +101,66 @@ impl Images {
         let entries = std::fs::read_dir(self.0.path()).expect("a folder");
         entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
     }
+}
+
+/// Runs a command that must fail with an exit status, and whose error must hold some words.
+pub(crate) fn refuses(command: &mut Command, status: i32, parts: &[&str]) {
+    let output = command.arg("--json").output().expect("elision starts");
+    assert_eq!(output.status.code(), Some(status), "{command:?}: {}", words(&output));
+    assert!(output.stdout.is_empty(), "{command:?} has a result: {}", words(&output));
+    let told: Value = serde_json::from_slice(&output.stderr).unwrap_or_else(|_| panic!("{}", words(&output)));
+    let error = &told["error"];
+    assert_eq!(error["exit_status"], status, "{told}");
+    let causes = error["causes"].as_array().into_iter().flatten();
+    let lines = [&error["message"], &error["help"]].into_iter().chain(causes);
+    let text = lines.filter_map(Value::as_str).collect::<Vec<_>>().join("\n");
+    for part in parts {
+        assert!(text.contains(part), "{command:?} does not say {part:?}: {text}");
+    }
+    println!("exit {status}: {}", text.replace('\n', " / "));
+}
+
+/// A second QMP socket, on which a VM is watched while the first is in use.
+pub(crate) struct Window {
+    folder: tempfile::TempDir,
+}
+
+impl Window {
+    pub(crate) fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    /// Options with the socket added.
+    pub(crate) fn added_to(&self, options: GuestOptions) -> GuestOptions {
+        options.extra(&["-qmp", &format!("unix:{},server=on,wait=off", self.socket().display())])
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("watch")
+    }
+
+    pub(crate) fn open(&self) -> Qmp {
+        Qmp::connect(&self.socket()).expect("the second QMP socket")
+    }
+}
+
+/// Whether the vCPUs run.
+pub(crate) fn runs(qmp: &mut Qmp) -> bool {
+    qmp.execute("query-status", object!({})).expect("a status")["running"] == true
+}
+
+/// Whether the long form of the tests was asked for.
+pub(crate) fn in_full() -> bool {
+    std::env::var_os("ELISION_ALL").is_some()
+}
+
+/// Replaces the lines between `<!-- NAME -->` and `<!-- end of NAME -->` of a file of the repository.
+pub(crate) fn write_section(file: &str, name: &str, lines: &[String]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+    let text = std::fs::read_to_string(&path).expect("the page");
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
+    let start = text.find(&begin).expect("where the section begins") + begin.len();
+    let stop = start + text[start..].find(&end).expect("where the section ends");
+    let new = format!("{}{}\n{}", &text[..start], lines.join("\n"), &text[stop..]);
+    std::fs::write(&path, new).expect("the page");
 }

@@ -13,7 +13,6 @@
 mod error;
 mod find;
 mod header;
-mod layout;
 mod lookup;
 pub(crate) mod names;
 mod path;
@@ -25,9 +24,6 @@ pub(crate) mod build;
 mod tests;
 
 pub use error::BtfError;
-pub use layout::StructLayout;
-#[allow(unused_imports)] // for the walkers of this crate
-pub(crate) use layout::layout;
 pub use path::Member;
 pub use record::Kind;
 

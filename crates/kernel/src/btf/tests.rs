@@ -113,34 +113,6 @@ fn bitfields_have_a_width_and_no_byte_offset() {
     assert_eq!((a.bit_offset, a.bit_size), (34, Some(3)));
 }
 
-layout! {
-    /// For this test.
-    struct Task = "task_struct" {
-        tasks: offset("tasks"),
-        state: offset("__state" | "state"),
-        gone: maybe("gone" | "also_gone"),
-        tgid: maybe("gone" | "tgid"),
-        frozen: member("frozen"),
-        thawed: maybe_member("thawed"),
-    }
-}
-layout! {
-    struct Gone = "task_struct" { gone: offset("gone" | "also_gone") }
-}
-
-#[test]
-fn a_layout_takes_the_first_name_that_exists() {
-    let btf = small();
-    let task = Task::load(&btf).unwrap();
-    assert_eq!((task.size, task.tasks, task.state), (136, 0, 24));
-    assert_eq!((task.gone, task.tgid, task.frozen.bit_size, task.thawed), (None, Some(16), Some(2), None));
-    let error = Gone::load(&btf).map(|g| g.gone).unwrap_err();
-    assert_eq!(error.to_string(), "The guest's kernel has no member gone or also_gone in task_struct");
-    let error = btf.layout("no_such").map(|_| ()).unwrap_err();
-    assert_eq!(error, BtfError::NoType { name: "no_such".into() });
-    assert!(matches!(btf.layout("task_struct").unwrap().offset(&["frozen"]), Err(BtfError::Bitfield { .. })));
-}
-
 #[test]
 fn loops_of_types_end() {
     let mut b = BtfBuilder::new();

@@ -1,0 +1,136 @@
+//! Free lists and page descriptors against `/proc/kpageflags`, `/proc/kpagecount` and
+//! `/proc/buddyinfo`.
+//!
+//! After it has told, the guest still packs its answer and sends it: the writer touches memory of
+//! its own, and free frames move between the buddy lists and the lists of a CPU.
+
+use elision_kernel::{Kernel, PageKind};
+use elision_memory::Gfn;
+use elision_testbed::truth::Truth;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Bits of `/proc/kpageflags` (`include/uapi/linux/kernel-page-flags.h`).
+const LRU: u64 = 1 << 5;
+const SLAB: u64 = 1 << 7;
+const BUDDY: u64 = 1 << 10;
+const MMAP: u64 = 1 << 11;
+const ANON: u64 = 1 << 12;
+const SWAP_BACKED: u64 = 1 << 14;
+const COMPOUND_HEAD: u64 = 1 << 15;
+const COMPOUND_TAIL: u64 = 1 << 16;
+const HUGE: u64 = 1 << 17;
+const PAGE_TABLE: u64 = 1 << 26;
+const RESERVED: u64 = 1 << 32;
+/// What no free frame has.
+const IN_USE: u64 = LRU | SLAB | MMAP | ANON | COMPOUND_HEAD | COMPOUND_TAIL | PAGE_TABLE | RESERVED;
+
+/// Frames that the rest of the guest takes or gives back in a moment.
+const DRIFT: usize = 64;
+/// Pages of its own program that the writer maps while it packs its answer.
+const MAPPED_SINCE: usize = 128;
+
+type Frames = BTreeSet<Gfn>;
+
+fn flags(truth: &Truth) -> BTreeMap<Gfn, u64> {
+    (0..).map(Gfn).zip(truth.frame_flags()).collect()
+}
+
+fn with(flags: &BTreeMap<Gfn, u64>, test: impl Fn(u64) -> bool) -> Frames {
+    flags.iter().filter(|(_, f)| test(**f)).map(|(gfn, _)| *gfn).collect()
+}
+
+/// Both kinds of free list. The same frame never stands twice.
+pub(crate) fn compare_free(kernel: &Kernel<'_>, truth: &Truth) -> Frames {
+    let flags = flags(truth);
+    let told = with(&flags, |f| f & BUDDY != 0);
+    let listed: u64 =
+        truth.buddy().iter().flat_map(|(_, blocks)| (0..).zip(blocks)).map(|(o, n)| n << o).sum();
+    assert_eq!(told.len() as u64, listed, "control: the guest itself counts otherwise");
+
+    let (mut buddy, mut per_cpu, mut huge) = (Frames::new(), Frames::new(), Frames::new());
+    kernel.buddy_frames(&mut |gfn| assert!(buddy.insert(gfn), "{gfn} is on two lists")).expect("buddy lists");
+    let add = &mut |gfn| assert!(!buddy.contains(&gfn) && per_cpu.insert(gfn), "{gfn} is on two lists");
+    kernel.per_cpu_free_frames(add).expect("lists of the CPUs");
+    kernel.huge_free_frames(&mut |gfn| assert!(huge.insert(gfn), "{gfn} is on two lists")).expect("pools");
+
+    let free: Frames = buddy.union(&per_cpu).copied().collect();
+    let taken = told.difference(&free).count();
+    let moved = told.symmetric_difference(&buddy).filter(|gfn| free.contains(gfn)).count();
+    let used = |frames: &Frames| frames.iter().filter(|gfn| flags[gfn] & IN_USE != 0).count();
+    let (freed_buddy, freed_cpu) = (used(&buddy), used(&per_cpu));
+    println!(
+        "  {} frames told free, {} seen in buddy lists and {} in those of CPUs: {moved} moved between them, \
+         {taken} taken and {} freed since",
+        told.len(),
+        buddy.len(),
+        per_cpu.len(),
+        freed_buddy + freed_cpu
+    );
+    assert!(taken <= DRIFT && freed_buddy + freed_cpu <= DRIFT, "the guest does not say that these are free");
+    // Lists of a CPU hold few of many frames: most must be equal without any excuse.
+    assert!(told.intersection(&buddy).count() * 20 > told.len() * 19, "the buddy lists differ");
+    assert!(told.len() > 50_000 && per_cpu.len() > 100, "control: too few free frames");
+
+    // The pools are only used by processes, and these sleep.
+    let told_huge = with(&flags, |f| f & HUGE != 0 && f & MMAP == 0);
+    assert_eq!(huge, told_huge, "free huge pages");
+    println!("  {} frames in pools of huge pages: no difference", huge.len());
+    assert!(huge.len() >= 512, "control: no free huge pages");
+    free
+}
+
+/// What each frame is, frame by frame.
+pub(crate) fn compare_kinds(kernel: &Kernel<'_>, truth: &Truth, free: &Frames) {
+    let flags = flags(truth);
+    let mut of_kind: BTreeMap<PageKind, Frames> = BTreeMap::new();
+    let mut tails = Frames::new();
+    for gfn in kernel.ram().layout().frames() {
+        let page = kernel.page(gfn).expect("a page descriptor");
+        of_kind.entry(page.kind).or_default().insert(gfn);
+        if page.head != gfn {
+            tails.insert(gfn);
+        }
+    }
+    let kind = |kind| of_kind.get(&kind).cloned().unwrap_or_default();
+    let is_ram = |gfn: &Gfn| kernel.ram().layout().contains(*gfn);
+    let told =
+        |test: &dyn Fn(u64) -> bool| -> Frames { with(&flags, test).into_iter().filter(is_ram).collect() };
+    // Free frames keep the last word of their former life.
+    let anonymous: Frames = kind(PageKind::Anonymous).difference(free).copied().collect();
+    let rows = [
+        ("anonymous", anonymous, told(&|f| f & (ANON | SLAB) == ANON && f & BUDDY == 0), DRIFT),
+        (
+            "shared memory",
+            kind(PageKind::SharedMemory),
+            told(&|f| f & (LRU | ANON | SWAP_BACKED) == LRU | SWAP_BACKED),
+            0,
+        ),
+        ("page cache of files", kind(PageKind::File), Frames::new(), 0),
+        ("reserved", kind(PageKind::Reserved), told(&|f| f & RESERVED != 0), 0),
+        ("tails of compound pages", tails, told(&|f| f & COMPOUND_TAIL != 0), DRIFT),
+    ];
+    for (what, mine, told, drift) in rows {
+        let difference: Vec<_> = mine.symmetric_difference(&told).collect();
+        println!("  {} frames {what}: {} differ", told.len(), difference.len());
+        assert!(difference.len() <= drift, "{what}: {difference:?}");
+        assert!(told.len() > 500 || what == "page cache of files", "control: too few frames {what}");
+    }
+    let slab = told(&|f| f & SLAB != 0);
+    let misnamed = slab.difference(&kind(PageKind::Other)).count();
+    println!("  {} frames of slabs: {misnamed} differ", slab.len());
+    assert!(misnamed <= DRIFT && slab.len() > 1000, "slabs are taken for memory of processes");
+}
+
+/// How often each small page is mapped. Only the writer maps more pages after it has counted.
+pub(crate) fn compare_counts(kernel: &Kernel<'_>, truth: &Truth) {
+    let small = with(&flags(truth), |f| f & MMAP != 0 && f & (COMPOUND_HEAD | COMPOUND_TAIL | HUGE) == 0);
+    let counts = truth.frame_counts();
+    let mut different = 0;
+    for gfn in &small {
+        let told = usize::try_from(gfn.0).ok().and_then(|i| counts.get(i)).copied();
+        let mine = kernel.page(*gfn).expect("a page descriptor").mapcount.wrapping_add(1);
+        different += usize::from(Some(u64::from(mine)) != told);
+    }
+    println!("  {} mapping counts: {different} differ", small.len());
+    assert!(different <= MAPPED_SINCE && small.len() > 3000, "mapping counts differ");
+}
