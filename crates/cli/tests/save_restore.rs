@@ -6,7 +6,7 @@ mod support;
 use elision_memory::Ram;
 use elision_testbed::{GuestOptions, Spawn, Status, counters, kernels, search, secret};
 use std::time::Duration;
-use support::{Images, copies, end_of, in_full, json, restore, save};
+use support::{Images, copies, elision, end_of, in_full, json, restore, save};
 
 const PLACES: &str = "heap,stack,thp,shm,memfd,cow";
 /// How each excluded process behaves while it is saved.
@@ -58,6 +58,7 @@ fn whole_job(options: &GuestOptions, name: &str) -> String {
         "the bystander's memory is gone: {bystanders:?}"
     );
 
+    assert!(elision().arg("verify").arg(&elided).status().expect("elision starts").success(), "verify");
     let image = elision_image::Image::open(&elided).expect("an image");
     let ram: Ram = image.ram().expect("its RAM");
     let stopped_at = counters::clock(&ram).expect("a clock").expect("the clock's slot");

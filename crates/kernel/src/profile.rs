@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Raised when the members below change.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const PROFILE_LIMIT: u64 = 1 << 20;
 
 /// One kernel build.
@@ -32,7 +32,6 @@ pub struct Profile {
     pub(crate) banner: String,
     evidence: Vec<Evidence>,
     pub(crate) symbols: Symbols,
-    pub(crate) sigpending_flag: u64,
     pub(crate) batches: batches::BatchLayout,
     pub(crate) cgroup: cgroup::CgroupLayout,
     pub(crate) cpu: cpus::CpuLayout,
@@ -83,22 +82,19 @@ impl Profile {
         let btf = Btf::find(&image.bytes, &trusted)?;
         let kallsyms = Kallsyms::find(&image.bytes, base, &trusted)?;
         let symbols = Symbols::collect(&kallsyms, base);
-        let signal = signal::SignalLayout::compile(&btf)?;
-        let code = symbols
-            .get("signal_wake_up_state", base)
-            .and_then(|at| code_at(image, at.0.wrapping_sub(base.0)))
-            .ok_or(KernelError::NoSymbol("signal_wake_up_state"))?;
-        let sigpending_flag = signal::sigpending_flag(code, signal.thread_flags)
-            .ok_or(KernelError::Incomplete("code that sets the flag for pending signals"))?;
         let evidence =
             std::iter::once(position_of(&image.bytes, btf.bytes())).flatten().chain(kallsyms.tables());
+        let page = page::PageLayout::compile(&btf)?;
+        let stack = stacks::StackLayout::compile(&btf)?;
+        if !page.is_sane() || !stack.is_sane() {
+            return Err(KernelError::Incomplete("types with possible sizes"));
+        }
         Ok(Self {
             format: FORMAT,
             build_id: build_id(image).unwrap_or_else(|| blake3::hash(banner.as_bytes()).to_string()),
             banner,
             evidence: evidence.filter_map(|r| Evidence::of(&image.bytes, r)).collect(),
             symbols,
-            sigpending_flag,
             batches: batches::BatchLayout::compile(&btf)?,
             cgroup: cgroup::CgroupLayout::compile(&btf)?,
             cpu: cpus::CpuLayout::compile(&btf)?,
@@ -108,12 +104,12 @@ impl Profile {
             irq_work: irq_work::IrqWorkLayout::compile(&btf)?,
             maple: maple::MapleLayout::compile(&btf)?,
             mm: vmas::MmLayout::compile(&btf)?,
-            page: page::PageLayout::compile(&btf)?,
+            page,
             page_cache: page_cache::PageCacheLayout::compile(&btf)?,
             path: paths::PathLayout::compile(&btf)?,
             pcp: pcp::PcpLayout::compile(&btf)?,
-            signal,
-            stack: stacks::StackLayout::compile(&btf)?,
+            signal: signal::SignalLayout::compile(&btf)?,
+            stack,
             task: tasks::TaskLayout::compile(&btf)?,
             tty: tty::TtyLayout::compile(&btf)?,
             zone: buddy::ZoneLayout::compile(&btf)?,
@@ -194,13 +190,6 @@ fn position_of(image: &[u8], part: &[u8]) -> Option<Range<usize>> {
     const PREFIX: usize = 64;
     let mut found = memchr::memmem::find_iter(image, part.get(..PREFIX)?);
     found.find(|&at| image[at..].starts_with(part)).map(|at| at..at + part.len())
-}
-
-fn code_at(image: &ImageCopy, offset: u64) -> Option<&[u8]> {
-    const LONGEST: usize = 256;
-    let start = usize::try_from(offset).ok()?;
-    let code = image.bytes.get(start..start.checked_add(LONGEST)?)?;
-    image.is_read_only(start, LONGEST).then_some(code)
 }
 
 fn banner(image: &ImageCopy) -> Option<String> {

@@ -17,8 +17,20 @@ layout! {
 }
 
 const SIGKILL_BIT: u64 = 1 << 8;
+const LOCK_PREFIXES: [u8; 2] = [0xf0, 0x3e];
 
 impl Kernel<'_> {
+    /// Reads the flag from this guest's own code: a profile of another guest must not decide on it.
+    pub(crate) fn read_sigpending_flag(&self) -> Result<u64, KernelError> {
+        const LONGEST: usize = 256;
+        let at = self.require("signal_wake_up_state")?;
+        let mut code = [0; LONGEST];
+        self.read(at, &mut code, "kernel code")?;
+        sigpending_flag(&code, self.profile.signal.thread_flags)
+            .filter(|_| self.is_read_only(at, LONGEST as u64))
+            .ok_or(KernelError::Incomplete("code that sets the flag for pending signals"))
+    }
+
     /// The changes that make SIGKILL pending for one thread.
     pub fn kill_edits(&self, thread: &Thread) -> Result<[WordEdit; 2], KernelError> {
         let layout = &self.profile.signal;
@@ -26,7 +38,7 @@ impl Kernel<'_> {
         let flags = thread.task.wrapping_add(layout.thread_flags);
         Ok([
             WordEdit::u64(pending, self.u64(pending, "pending signals")? | SIGKILL_BIT),
-            WordEdit::u64(flags, self.u64(flags, "thread flags")? | self.profile.sigpending_flag),
+            WordEdit::u64(flags, self.u64(flags, "thread flags")? | self.sigpending_flag),
         ])
     }
 }
@@ -37,10 +49,11 @@ impl Kernel<'_> {
 /// f0 [41] 80 /1      imm8        mod 00: no displacement
 /// f0 [41] 80 /1 disp imm8        mod 01
 /// ```
+/// On a machine with one CPU the kernel has patched the lock prefix (f0) to a segment prefix (3e).
 pub(crate) fn sigpending_flag(code: &[u8], flags_offset: u64) -> Option<u64> {
     for i in 0..code.len() {
         let at = |k: usize| code.get(i + k).copied();
-        if at(0)? != 0xf0 {
+        if !LOCK_PREFIXES.contains(&at(0)?) {
             continue;
         }
         let rex = usize::from(at(1) == Some(0x41));
@@ -74,6 +87,8 @@ mod tests {
         assert_eq!(sigpending_flag(&[0x55, 0xf0, 0x80, 0x0f, 0x04], 0), Some(4));
         // lock or byte [r12 + 0], 2 would need a SIB byte; r13 + 0 has a displacement
         assert_eq!(sigpending_flag(&[0xf0, 0x41, 0x80, 0x4d, 0x00, 0x02], 0), Some(2));
+        // The same with the lock patched away.
+        assert_eq!(sigpending_flag(&[0x55, 0x3e, 0x80, 0x0f, 0x04], 0), Some(4));
         // lock or byte [rdi + 1], 1: bit 8
         assert_eq!(sigpending_flag(&[0xf0, 0x80, 0x4f, 0x01, 0x01], 0), Some(0x100));
     }

@@ -21,6 +21,8 @@ pub struct Kernel<'a> {
     /// Physical address of each 2 MiB of the `struct page` array.
     vmemmap_parts: Vec<Option<Gpa>>,
     pub(crate) per_cpu: Vec<u64>,
+    /// The thread flag for pending signals.
+    pub(crate) sigpending_flag: u64,
 }
 
 /// A change of kernel memory in the copy.
@@ -72,6 +74,7 @@ impl<'a> Kernel<'a> {
             vmemmap: Gva(0),
             vmemmap_parts: Vec::new(),
             per_cpu: Vec::new(),
+            sigpending_flag: 0,
         };
         // The process whose tables led here may end; the kernel's own do not.
         if let Some(top) = kernel.symbol("init_top_pgt") {
@@ -89,6 +92,7 @@ impl<'a> Kernel<'a> {
             })
             .collect();
         kernel.per_cpu = kernel.per_cpu_offsets()?;
+        kernel.sigpending_flag = kernel.read_sigpending_flag()?;
         Ok(kernel)
     }
 
@@ -159,6 +163,12 @@ impl<'a> Kernel<'a> {
             return Some((gpa, to_page_end));
         }
         self.tables.translate(self.ram, gva).map(|t| (t.gpa, to_page_end))
+    }
+
+    /// Whether no user of the guest can have written these bytes.
+    pub(crate) fn is_read_only(&self, gva: Gva, len: u64) -> bool {
+        let last = gva.wrapping_add(len.saturating_sub(1));
+        [gva, last].iter().all(|at| self.tables.translate(self.ram, *at).is_some_and(|t| !t.writable && !t.user))
     }
 
     /// The physical address behind a direct-map address.

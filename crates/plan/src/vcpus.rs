@@ -40,9 +40,12 @@ impl Vcpus {
     pub(crate) fn survey(kernel: &Kernel<'_>, states: &[VcpuState]) -> Result<Self, PlanError> {
         let mut found = Vec::new();
         for state in states {
+            if state.gs_base.0 == 0 && state.kernel_gs_base.0 == 0 {
+                continue; // the guest has never started it
+            }
             let base = if state.user_mode { state.kernel_gs_base } else { state.gs_base };
             let Some(number) = kernel.cpu_by_gs(base) else {
-                // Between the entry from user mode and `swapgs`, or not started yet.
+                // Between the entry from user mode and `swapgs`.
                 return Err(PlanError::VcpuBusy {
                     index: state.index,
                     what: "it is entering or leaving the kernel",

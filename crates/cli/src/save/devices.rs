@@ -41,7 +41,8 @@ pub(super) fn redact(
         if let Some(vector) = action.interrupt {
             let at_once = state.raise_interrupt(vcpu, vector)?;
             if action.clear_general && !at_once {
-                let why = format!("vCPU {vcpu} would run an excluded thread before the guest's kernel can end it");
+                let why =
+                    format!("vCPU {vcpu} would run an excluded thread before the guest's kernel can end it");
                 return Err(Failure::new(Exit::Refused, why));
             }
         }

@@ -17,7 +17,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::{Session, open_kernel};
-use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, timestamp};
+use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, partial_path, timestamp};
 use elision_kernel::Kernel;
 use elision_plan::Selection;
 use elision_policy::Policy;
@@ -27,10 +27,20 @@ use report::Saved;
 use std::num::NonZero;
 use std::thread;
 
+/// Said of a VM that is paused. Whether somebody wants it so cannot be known.
+const PAUSED: &str = "The VM is paused. It stays so; QEMU calls its state `postmigrate` afterwards";
+/// Said when an unfinished image shows that nobody was left to resume the VM.
+const KILLED: &str = "The VM is paused, perhaps by an earlier save to this name that was killed together with \
+                      its guardian process. It stays paused: continue it by `cont` in its monitor";
+
 pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     let policy = args.selection.policy()?;
+    let left_over = partial_path(&args.image)?.exists();
     let mut writer = ImageWriter::create(&args.image)?;
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
+    if !vm.status()?.running {
+        out.note(if left_over { KILLED } else { PAUSED });
+    }
     let kernel = open_kernel(&mut vm, &ram)?;
     // A selection that is wrong is wrong before the VM is stopped for it; that the guest changes while it
     // is read does not matter yet.
@@ -51,7 +61,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     let manifest = writer.finish(manifest);
     bar.finish_and_clear();
     let manifest = manifest?;
-    guardian.dismiss()?;
+    if let Err(error) = guardian.dismiss() {
+        tracing::warn!(%error, "The image is whole, but its guardian could not be dismissed");
+    }
 
     let saved = Saved::new(&args.image, &manifest, &selection, stats, devices, looks);
     out.result(&saved, report::human)?;
