@@ -1,0 +1,75 @@
+//! One image, many VMs; and a VM that `elision run` started from a plain command.
+
+mod support;
+
+use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, secret};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+use support::{Images, copies, elision, json, restore, save, words};
+
+#[test]
+fn two_clones_of_one_image_run_at_the_same_time_and_apart() {
+    let options = GuestOptions::new("6.1");
+    let mut guest = options.boot().expect("the guest boots");
+    guest.control().spawn(&Spawn::new("victim", "heap", "sleep=20ms").uid(1234)).expect("a victim");
+    guest.control().spawn(&Spawn::new("bystander", "heap", "sleep=20ms")).expect("a bystander");
+    let images = Images::new();
+    let image = images.path("image");
+    json(&mut save(&guest, &image, &["uid=1234"]));
+    drop(guest);
+
+    let mut clones = [restore(&options, &image), restore(&options, &image)];
+    clones[0].control().sh("echo first > /tmp/who").expect("a shell");
+    clones[1].control().sh("echo second > /tmp/who").expect("a shell");
+    for (clone, name) in clones.iter_mut().zip(["first", "second"]) {
+        assert_eq!(clone.control().sh("cat /tmp/who").expect("a shell").output.trim(), name);
+        let before = clone.control().count("bystander").expect("counters");
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(clone.control().count("bystander").expect("counters") > before, "{name} stands still");
+        assert!(clone.console_problems().is_empty(), "{name}: {:?}", clone.console_problems());
+    }
+    // What the clones wrote is theirs alone.
+    assert!(elision().arg("verify").arg(&image).status().expect("elision starts").success());
+}
+
+/// QEMU started by `elision run`; ended with the test.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_plain_command_started_by_run_can_be_saved_and_restored() {
+    let options = GuestOptions::new("6.1").ram(RamMode::Plain);
+    let folder = GuestOptions::new_folder().expect("a folder");
+    let command = options.command_in(&folder).expect("a command");
+    let mut run = elision();
+    run.args(["run", "--name", &format!("test-{}", std::process::id()), "--"]).args(&command);
+    let log = std::fs::File::create(folder.join("run.log")).expect("a log");
+    let _started = Started(run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("elision starts"));
+    let mut guest = options.attach(&folder).unwrap_or_else(|e| {
+        panic!("{e}: {}", std::fs::read_to_string(folder.join("run.log")).unwrap_or_default())
+    });
+    let said = std::fs::read_to_string(folder.join("run.log")).expect("a log");
+    assert!(said.contains("memory-backend-file"), "run must say what it added: {said}");
+
+    guest.control().spawn(&Spawn::new("victim", "heap,thp", "block").uid(1234)).expect("a victim");
+    let ps = json(elision().args(["ps", "--qmp"]).arg(Endpoints::new(&folder).qmp_socket()));
+    assert!(ps.to_string().contains("1234"), "{ps}");
+    let images = Images::new();
+    let (plain, elided) = (images.path("plain"), images.path("elided"));
+    json(&mut save(&guest, &plain, &[]));
+    json(&mut save(&guest, &elided, &["uid=1234"]));
+    assert!(copies(&plain, &["victim"])[0] > 1000, "control");
+    assert_eq!(copies(&elided, &["victim"]), [0]);
+    let mut restored = restore(&options, &elided);
+    restored.control().ping().expect("the restored guest answers");
+
+    let audit = elision().arg("audit").arg(&elided).output().expect("elision starts");
+    assert_eq!(audit.status.code(), Some(2), "an audit without secrets: {}", words(&audit));
+    assert_eq!(secret("victim").len(), 32);
+}
