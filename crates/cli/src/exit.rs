@@ -72,6 +72,7 @@ impl From<&ImageError> for Exit {
             ImageError::Manifest { .. }
             | ImageError::Missing(_)
             | ImageError::Size { .. }
+            | ImageError::Damaged(_)
             | ImageError::Exclusions { .. } => Self::Negative,
             ImageError::BadPlan { .. } => Self::Refused,
             _ => Self::Failed,

@@ -6,5 +6,5 @@ use crate::args::GuardArgs;
 use std::process::ExitCode;
 
 pub(crate) fn run(args: &GuardArgs) -> ExitCode {
-    elision_qemu::guard_main(&args.duty)
+    elision_qemu::guard_main(&args.duty, |partial| elision_image::remove_unfinished(partial).is_ok())
 }
