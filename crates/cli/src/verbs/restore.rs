@@ -92,14 +92,22 @@ fn refuse_clash(command: &[String], image: &Image, recorded: bool) -> Result<(),
 fn explained(error: QemuError, image: &Path, recorded: bool) -> Failure {
     let start_failed = matches!(error, QemuError::Restore { .. } | QemuError::Io { .. });
     let failure = Failure::from(error);
-    if !(recorded && start_failed) {
+    if !start_failed {
         return failure;
     }
-    failure.with_help(format!(
-        "The recorded command uses the disks, sockets and ports of the VM that was saved, with relative paths \
-         from the current folder. {}",
-        other_command(image)
-    ))
+    failure.with_help(if recorded {
+        format!(
+            "The recorded command uses the disks, sockets and ports of the VM that was saved, with relative \
+             paths from the current folder. {}",
+            other_command(image)
+        )
+    } else {
+        format!(
+            "Machine type, processor and devices must be those of the VM that was saved: elision inspect {} shows \
+             its command",
+            printable(&image.display().to_string())
+        )
+    })
 }
 
 fn other_command(image: &Path) -> String {
