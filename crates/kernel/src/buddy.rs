@@ -26,13 +26,10 @@ layout! {
 
 pub(crate) const LIST_HEAD: u64 = 16;
 const NODE_LIMIT: u64 = 1024;
-
-/// Consecutive frames that nobody uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Block {
-    pub(crate) first: Gfn,
-    pub(crate) order: u32,
-}
+/// More zones, orders and migration types than any kernel has.
+const ZONE_LIMIT: u64 = 16;
+const ORDER_LIMIT: u64 = 32;
+const TYPE_LIMIT: u64 = 32;
 
 impl Kernel<'_> {
     /// All zones that have memory.
@@ -40,7 +37,7 @@ impl Kernel<'_> {
         let layout = &self.profile.zone;
         let mut zones = Vec::new();
         for node in self.memory_nodes()? {
-            for i in 0..layout.zone_count {
+            for i in 0..layout.zone_count.min(ZONE_LIMIT) {
                 let zone = node.wrapping_add(layout.zones + i * layout.size);
                 if self.u64(zone.wrapping_add(layout.present), "memory zone")? != 0 {
                     zones.push(zone);
@@ -70,28 +67,30 @@ impl Kernel<'_> {
     pub fn buddy_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
         let layout = &self.profile.zone;
         let link = self.profile.page.buddy_list.unwrap_or(self.profile.page.lru);
+        let mut left = self.ram.layout().frame_limit().0;
         for zone in self.zones()? {
-            for order in 0..layout.order_count {
-                for kind in 0..layout.type_count {
+            for order in 0..layout.order_count.min(ORDER_LIMIT) {
+                for kind in 0..layout.type_count.min(TYPE_LIMIT) {
                     let list = layout.free_area + order * layout.area_size + kind * LIST_HEAD;
                     let order = u32::try_from(order).unwrap_or(u32::MAX);
-                    self.for_each_free(zone.wrapping_add(list), link, order, "buddy list", &mut |block| {
-                        (block.first.0..block.first.0 + (1 << block.order)).for_each(|f| visit(Gfn(f)));
-                    })?;
+                    let list = zone.wrapping_add(list);
+                    self.for_each_free(list, link, order, "buddy list", &mut left, visit)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// The blocks on one list of free pages, each checked: whole, aligned, unreferenced.
+    /// The frames on one list of free pages; each block is checked: whole, aligned, unreferenced.
+    /// `left` bounds the frames of all lists that share it: each is free once.
     pub(crate) fn for_each_free(
         &self,
         head: Gva,
         link: u64,
         order: u32,
         what: &'static str,
-        visit: &mut dyn FnMut(Block),
+        left: &mut u64,
+        visit: &mut dyn FnMut(Gfn),
     ) -> Result<(), KernelError> {
         self.for_each_in_list(head, what, &mut |at| {
             let torn = |why| KernelError::Torn { what, at, why };
@@ -107,7 +106,9 @@ impl Kernel<'_> {
             if refcount != 0 {
                 return Err(torn("a page on it is in use"));
             }
-            visit(Block { first, order });
+            let too_many = torn("more frames are free than there are");
+            *left = left.checked_sub(1 << order).ok_or(too_many)?;
+            (first.0..first.0 + (1 << order)).for_each(|frame| visit(Gfn(frame)));
             Ok(())
         })
     }

@@ -14,8 +14,9 @@ layout! {
     }
 }
 
-const DEPTH_LIMIT: usize = 1024;
 const NAME_LIMIT: usize = 256;
+/// `PATH_MAX`: the kernel itself shows no longer path.
+const PATH_LIMIT: usize = 4096;
 const WHAT: &str = "cgroup";
 
 impl Kernel<'_> {
@@ -33,15 +34,17 @@ impl Kernel<'_> {
             return Ok(None);
         }
         let mut at = self.pointer(cgroup.wrapping_add(node), WHAT)?;
-        let mut names = Vec::new();
-        for _ in 0..DEPTH_LIMIT {
+        let (mut names, mut len) = (Vec::new(), 0);
+        while len < PATH_LIMIT {
             let up = self.pointer(at.wrapping_add(parent), WHAT)?;
             if up.0 == 0 {
                 let path: String = names.iter().rev().flat_map(|n: &String| ["/", n]).collect();
                 return Ok(Some(if path.is_empty() { "/".to_owned() } else { path }));
             }
             let text = self.pointer(at.wrapping_add(name), WHAT)?;
-            names.push(self.string(text, NAME_LIMIT, WHAT)?);
+            let name = self.string(text, NAME_LIMIT, WHAT)?;
+            len += name.len() + 1;
+            names.push(name);
             at = up;
         }
         Err(KernelError::Torn { what: WHAT, at, why: "it is nested too deeply" })

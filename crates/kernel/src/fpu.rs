@@ -77,7 +77,7 @@ impl Kernel<'_> {
             // Before fpstate had a size: everything to the end of the task_struct is the state.
             let end = thread.task.wrapping_add(self.profile.task.size);
             let at = fpu.wrapping_add(state);
-            return Ok(FpuArea { at, len: end.0.saturating_sub(at.0).max(LEGACY_XSTATE) });
+            return Ok(FpuArea { at, len: end.0.saturating_sub(at.0).clamp(LEGACY_XSTATE, SIZE_LIMIT) });
         };
         let state = self.pointer(fpu.wrapping_add(fpstate), WHAT)?;
         let len = u64::from(self.u32(state.wrapping_add(size), WHAT)?);

@@ -30,6 +30,7 @@ impl Kernel<'_> {
             return Ok(());
         };
         let count = self.u32(count, WHAT)?.min(POOL_LIMIT);
+        let mut left = self.ram.layout().frame_limit().0;
         let nodes = self.symbol("nr_node_ids").map_or(Ok(1), |at| self.u32(at, WHAT))?;
         for pool in 0..u64::from(count) {
             let pool = pools.wrapping_add(pool * size);
@@ -43,9 +44,7 @@ impl Kernel<'_> {
             }
             for node in 0..u64::from(nodes).min(1024) {
                 let head = pool.wrapping_add(free + node * LIST_HEAD);
-                self.for_each_free(head, self.profile.page.lru, order, WHAT, &mut |block| {
-                    (block.first.0..block.first.0 + (1 << block.order)).for_each(|f| visit(Gfn(f)));
-                })?;
+                self.for_each_free(head, self.profile.page.lru, order, WHAT, &mut left, visit)?;
             }
         }
         Ok(())

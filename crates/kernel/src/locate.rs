@@ -13,13 +13,14 @@
 
 use crate::KernelError;
 use elision_memory::{Gpa, Gva, PAGE_SIZE, PageTables, Ram};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 const KERNEL_HALF: u64 = 0xffff_ffff_8000_0000;
-const MODULES: u64 = 0xffff_ffff_c000_0000;
 const LARGE_PAGE: u64 = 1 << 21;
 /// No distribution's kernel image comes near this many bytes.
 const IMAGE_LIMIT: u64 = 256 << 20;
+/// So many tables that look like the kernel's are followed; a running guest has one.
+const FOLLOWED: usize = 64;
 
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
@@ -40,7 +41,7 @@ pub(crate) struct ImageRange {
 /// Kernel images found in RAM, best guess first. `roots` are top-level tables that a vCPU uses
 /// (CR3); without them, or when none of them fits, every frame is looked at.
 pub(crate) fn candidates(ram: &Ram, roots: &[Gpa]) -> Vec<ImageRange> {
-    let mut search = Search { ram, level3: HashMap::new() };
+    let mut search = Search { ram, level3: HashMap::new(), followed: HashSet::new() };
     let hinted = roots.iter().flat_map(|root| {
         // With page-table isolation the user-mode table stands one page above the kernel's.
         let page = root.0 & ADDRESS;
@@ -51,7 +52,6 @@ pub(crate) fn candidates(ram: &Ram, roots: &[Gpa]) -> Vec<ImageRange> {
         let mut seen = Vec::new();
         for gfn in ram.populated_frames() {
             if let Some(image) = search.image_under(gfn.gpa()) {
-                // One process after the other maps the same image: the first will do.
                 if !seen.contains(&image.physical) {
                     seen.push(image.physical);
                     found.push(image);
@@ -69,25 +69,65 @@ struct Search<'a> {
     ram: &'a Ram,
     /// Tables already judged: do they map a kernel image?
     level3: HashMap<Gpa, bool>,
+    /// Tables already followed, each with whether it stood under five levels.
+    followed: HashSet<(Gpa, bool)>,
 }
 
 impl Search<'_> {
     fn image_under(&mut self, root: Gpa) -> Option<ImageRange> {
         let next = self.table_at(root, 511)?;
-        let la57 = if self.is_level3(next) {
+        let (level3, la57) = if self.is_level3(next) {
             // A level-4 table of an LA57 kernel has the same last entry, but no direct map.
             if !(272..500).any(|i| self.entry(root, i).is_some_and(|e| e != 0)) {
                 return None;
             }
-            false
+            (next, false)
         } else {
             let level3 = self.table_at(next, 511)?;
             if !self.is_level3(level3) {
                 return None;
             }
-            true
+            (level3, true)
         };
-        extent(self.ram, PageTables::new(root, la57))
+        // One process after the other maps the same image: the first will do.
+        if self.followed.len() >= FOLLOWED || !self.followed.insert((level3, la57)) {
+            return None;
+        }
+        self.extent(PageTables::new(root, la57), self.table_at(level3, 510)?)
+    }
+
+    /// Follows the image from its first mapped slot as long as physical memory stays contiguous.
+    fn extent(&self, tables: PageTables, level2: Gpa) -> Option<ImageRange> {
+        let mut image: Option<(u64, Gpa, u64)> = None;
+        for slot in 0..512 {
+            let va = KERNEL_HALF + slot * LARGE_PAGE;
+            match (image, self.first_mapped(level2, slot)) {
+                (None, None) => {}
+                (None, Some((skip, gpa))) => image = Some((va + skip, gpa, va + LARGE_PAGE)),
+                (Some((base, physical, _)), Some((skip, gpa)))
+                    if gpa.0.wrapping_sub(physical.0) == va + skip - base =>
+                {
+                    image = Some((base, physical, va + LARGE_PAGE));
+                }
+                (Some(_), _) => break,
+            }
+        }
+        let (base, physical, end) = image?;
+        let len = end - base;
+        (len <= IMAGE_LIMIT).then_some(ImageRange { tables, base: Gva(base), len, physical })
+    }
+
+    /// The first mapped byte of a slot, by its offset there, and where it leads. A slot split into
+    /// 4 KiB pages may begin with a hole (freed init memory).
+    fn first_mapped(&self, level2: Gpa, slot: u64) -> Option<(u64, Gpa)> {
+        let entry = self.entry(level2, slot).filter(|e| e & PRESENT != 0)?;
+        if entry & LARGE != 0 {
+            return Some((0, Gpa(entry & ADDRESS & !(LARGE_PAGE - 1))));
+        }
+        (0..512).find_map(|i| {
+            let page = self.entry(Gpa(entry & ADDRESS), i).filter(|e| e & PRESENT != 0)?;
+            Some((i * PAGE_SIZE as u64, Gpa(page & ADDRESS)))
+        })
     }
 
     fn entry(&self, table: Gpa, index: u64) -> Option<u64> {
@@ -127,31 +167,6 @@ impl Search<'_> {
         let Some(&(first, entry)) = leaves.next() else { return false };
         leaves.all(|&(i, e)| physical(e) == physical(entry).wrapping_add((i - first) * LARGE_PAGE))
     }
-}
-
-/// Follows the image from its first mapped slot as long as physical memory stays contiguous.
-fn extent(ram: &Ram, tables: PageTables) -> Option<ImageRange> {
-    let mut image: Option<(u64, Gpa, u64)> = None;
-    let mut va = KERNEL_HALF;
-    while va < MODULES {
-        // A slot split into 4 KiB pages may begin with a hole (freed init memory).
-        let hit = (0..LARGE_PAGE / PAGE_SIZE as u64).map(|i| va + i * PAGE_SIZE as u64).find_map(|a| {
-            let t = tables.translate(ram, Gva(a));
-            t.map(|t| (a, t.gpa))
-        });
-        match (image, hit) {
-            (None, None) => {}
-            (None, Some((a, gpa))) => image = Some((a, gpa, va + LARGE_PAGE)),
-            (Some((base, physical, _)), Some((a, gpa))) if gpa.0.wrapping_sub(physical.0) == a - base => {
-                image = Some((base, physical, va + LARGE_PAGE));
-            }
-            (Some(_), _) => break,
-        }
-        va += LARGE_PAGE;
-    }
-    let (base, physical, end) = image?;
-    let len = end - base;
-    (len <= IMAGE_LIMIT).then_some(ImageRange { tables, base: Gva(base), len, physical })
 }
 
 /// A copy of the kernel image; what is not mapped reads as zeros.

@@ -27,8 +27,9 @@ const NODE_MASK: u64 = !(NODE_SIZE as u64 - 1);
 const DENSE: u64 = 0;
 const LEAF: u64 = 1;
 const ALLOCATING_RANGE: u64 = 3;
-/// `sysctl vm.max_map_count` is 65530 by default; a tree holds fewer nodes than entries.
-const NODE_LIMIT: u32 = 1 << 22;
+/// Nodes that may come before the first entry, and between one entry and the next. A kernel keeps
+/// nodes half full; a forged tree may have none but empty ones.
+const EMPTY_NODES: u32 = 1024;
 const DEPTH_LIMIT: u32 = 32;
 const WHAT: &str = "maple tree";
 
@@ -53,8 +54,8 @@ impl Kernel<'_> {
         if root & 3 != 2 || root <= 4096 {
             return visit(root);
         }
-        let mut budget = NODE_LIMIT;
-        self.maple_node(root, u64::MAX, 0, &mut budget, visit)
+        let mut empty = EMPTY_NODES;
+        self.maple_node(root, u64::MAX, 0, &mut empty, visit)
     }
 
     fn maple_node(
@@ -62,12 +63,12 @@ impl Kernel<'_> {
         entry: u64,
         max: u64,
         depth: u32,
-        budget: &mut u32,
+        empty: &mut u32,
         visit: &mut dyn FnMut(u64) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
         let at = Gva(entry & NODE_MASK);
         let torn = |why| KernelError::Torn { what: WHAT, at, why };
-        *budget = budget.checked_sub(1).ok_or(torn("it has too many nodes"))?;
+        *empty = empty.checked_sub(1).ok_or(torn("it has too many empty nodes"))?;
         if depth > DEPTH_LIMIT {
             return Err(torn("it is too deep"));
         }
@@ -83,6 +84,7 @@ impl Kernel<'_> {
         if kind == DENSE {
             for i in 0..NODE_SIZE / 8 - 1 {
                 if word(8 + 8 * i) != 0 {
+                    *empty = EMPTY_NODES;
                     visit(word(8 + 8 * i))?;
                 }
             }
@@ -108,8 +110,9 @@ impl Kernel<'_> {
                 continue;
             }
             if kind != LEAF {
-                self.maple_node(slot, high, depth + 1, budget, visit)?;
+                self.maple_node(slot, high, depth + 1, empty, visit)?;
             } else if slot & 3 != 2 {
+                *empty = EMPTY_NODES;
                 visit(slot)?;
             }
         }

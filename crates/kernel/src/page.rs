@@ -27,7 +27,16 @@ layout! {
     }
 }
 
+impl PageLayout {
+    /// Whether the size is one that addresses can be computed with.
+    pub(crate) fn is_sane(&self) -> bool {
+        (RAW as u64..=16 * RAW as u64).contains(&self.size) && self.size % 8 == 0
+    }
+}
+
 const WHAT: &str = "page descriptor";
+/// The part of a descriptor that is looked at.
+const RAW: usize = 64;
 /// Largest compound page: 1 GiB.
 const COMPOUND_LIMIT: u64 = 1 << 18;
 
@@ -63,7 +72,7 @@ pub struct Page {
     pub mapcount: u32,
 }
 
-struct Raw([u8; 64]);
+struct Raw([u8; RAW]);
 
 impl Raw {
     fn u64(&self, offset: u64) -> u64 {
@@ -115,7 +124,7 @@ impl Kernel<'_> {
     }
 
     fn raw_page(&self, gfn: Gfn) -> Result<Raw, KernelError> {
-        let mut raw = [0; 64];
+        let mut raw = [0; RAW];
         self.read(self.page_of(gfn), &mut raw, WHAT)?;
         Ok(Raw(raw))
     }

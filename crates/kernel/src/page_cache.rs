@@ -22,8 +22,6 @@ layout! {
 
 const WHAT: &str = "page cache";
 const SIBLINGS_END: u64 = 4096;
-/// Nodes of a file of 16 TiB.
-const NODE_LIMIT: u64 = 1 << 27;
 
 impl Kernel<'_> {
     /// The page cache (`address_space`) behind an area: the same for all that map one file.
@@ -33,12 +31,12 @@ impl Kernel<'_> {
         Ok((mapping.0 != 0).then_some(mapping))
     }
 
-    /// Every frame in a file's page cache, and how many of its pages are swapped out.
-    pub fn cached_frames(&self, mapping: Gva) -> Result<(Vec<Gfn>, u64), KernelError> {
+    /// Every frame in a file's page cache, and how many of its pages are swapped out. `budget` bounds
+    /// frames and tree nodes, over all calls that share it: a frame is in one page cache only.
+    pub fn cached_frames(&self, mapping: Gva, budget: &mut u64) -> Result<(Vec<Gfn>, u64), KernelError> {
         let root = self.u64(mapping.wrapping_add(self.profile.page_cache.head), WHAT)?;
         let mut found = Found { frames: Vec::new(), evicted: 0 };
-        let mut budget = NODE_LIMIT.min(self.ram.layout().frame_limit().0);
-        self.cache_entry(root, 64, &mut budget, &mut found)?;
+        self.cache_entry(root, 64, budget, &mut found)?;
         Ok((found.frames, found.evicted))
     }
 
@@ -51,17 +49,14 @@ impl Kernel<'_> {
     ) -> Result<(), KernelError> {
         let layout = &self.profile.page_cache;
         let at = Gva(entry);
+        let too_many = KernelError::Torn { what: WHAT, at, why: "it holds more than the guest has room for" };
         if entry & 1 != 0 {
             found.evicted += 1;
         } else if entry & 3 == 2 {
             if entry <= SIBLINGS_END {
                 return Ok(());
             }
-            *budget = budget.checked_sub(1).ok_or(KernelError::Torn {
-                what: WHAT,
-                at,
-                why: "it has too many nodes",
-            })?;
+            *budget = budget.checked_sub(1).ok_or(too_many)?;
             let node = Gva(entry & !3);
             let shift = self.u8(node.wrapping_add(layout.shift), WHAT)?;
             if shift >= above {
@@ -74,7 +69,9 @@ impl Kernel<'_> {
         } else if entry != 0 {
             let torn = KernelError::Torn { what: WHAT, at, why: "an entry is no page" };
             let head = self.frame_of(at).ok_or(torn)?;
-            found.frames.extend(self.compound_frames(head)?.map(Gfn));
+            let frames = self.compound_frames(head)?;
+            *budget = budget.checked_sub(frames.end - frames.start).ok_or(too_many)?;
+            found.frames.extend(frames.map(Gfn));
         }
         Ok(())
     }

@@ -21,8 +21,8 @@ layout! {
     }
 }
 
-/// Deeper than `PATH_MAX` lets a path be.
-const DEPTH_LIMIT: usize = 4096;
+/// `PATH_MAX`: the kernel itself shows no longer path.
+const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: u32 = 255;
 const WHAT: &str = "path";
 
@@ -34,8 +34,9 @@ impl Kernel<'_> {
         let vfsmount = self.pointer(file.wrapping_add(layout.file_mnt), WHAT)?;
         let mut mount = Gva(vfsmount.0.wrapping_sub(layout.mount_mnt));
         let mut dentry = start;
-        let mut names: Vec<String> = Vec::new();
-        for _ in 0..DEPTH_LIMIT {
+        let (mut names, mut len): (Vec<String>, usize) = (Vec::new(), 0);
+        while len < PATH_LIMIT {
+            len += 1; // the slash; a step to another mount counts as well
             let root = self.pointer(mount.wrapping_add(layout.mount_mnt + layout.mnt_root), WHAT)?;
             let parent = self.pointer(dentry.wrapping_add(layout.dentry_parent), WHAT)?;
             if dentry == root {
@@ -52,11 +53,13 @@ impl Kernel<'_> {
                 }
                 return self.joined(names, start);
             } else {
-                names.push(self.name_of(dentry)?);
+                let name = self.name_of(dentry)?;
+                len += name.len();
+                names.push(name);
                 dentry = parent;
             }
         }
-        Err(KernelError::Torn { what: WHAT, at: start, why: "it is deeper than any path may be" })
+        Err(KernelError::Torn { what: WHAT, at: start, why: "it is longer than any path may be" })
     }
 
     fn joined(&self, names: Vec<String>, dentry: Gva) -> Result<String, KernelError> {

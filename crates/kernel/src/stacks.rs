@@ -26,6 +26,13 @@ layout! {
     }
 }
 
+impl StackLayout {
+    /// Whether the registers fit into a stack.
+    pub(crate) fn is_sane(&self) -> bool {
+        self.regs_size <= 1024
+    }
+}
+
 const WHAT: &str = "kernel stack";
 /// `THREAD_SIZE` of an x86-64 kernel without KASAN.
 const DEFAULT_SIZE: u64 = 16 << 10;
@@ -76,8 +83,9 @@ impl Kernel<'_> {
                 size = self.number(area, layout.area_pages, WHAT)?.saturating_mul(PAGE_SIZE as u64);
             }
         }
-        let inside = (4096..=64 << 10).contains(&size) && sp.0.wrapping_sub(base.0) < size;
-        if !inside || sp.0 - base.0 < CANARY || sp.0 % 8 != 0 {
+        let depth = sp.0.checked_sub(base.0).filter(|depth| (CANARY..size).contains(depth));
+        let inside = depth.is_some() && base.checked_add(size).is_some();
+        if !inside || !(4096..=64 << 10).contains(&size) || sp.0 % 8 != 0 {
             return Err(KernelError::Torn { what: WHAT, at: base, why: "the stack pointer is outside" });
         }
         Ok(Some(Stack { base, size, sp }))

@@ -35,8 +35,12 @@ layout! {
 const PF_KTHREAD: u32 = 0x0020_0000;
 const PF_WQ_WORKER: u32 = 0x0000_0020;
 const PF_EXITING: u32 = 0x0000_0004;
-/// More than `PID_MAX_LIMIT` of the kernel allows.
-const TASK_LIMIT: usize = 1 << 22;
+/// Frames of a kernel stack: each task has one, so RAM bounds how many tasks there can be.
+const STACK_FRAMES: u64 = 4;
+/// `PID_MAX_LIMIT` of the kernel.
+const TASK_LIMIT: u64 = 1 << 22;
+/// No kernel keeps more of a task's name.
+const COMM_LIMIT: usize = 64;
 
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,33 +96,31 @@ impl Kernel<'_> {
         let layout = &self.profile.task;
         let head = self.require("init_task")?.wrapping_add(layout.tasks);
         let mut leaders = Vec::new();
+        let limit = (self.ram.layout().frame_limit().0 / STACK_FRAMES).min(TASK_LIMIT);
+        let mut left = limit;
         self.for_each_in_list(head, "task list", &mut |at| {
+            left = spend(left, "task list", at)?;
             leaders.push(Gva(at.0.wrapping_sub(layout.tasks)));
-            if leaders.len() > TASK_LIMIT {
-                return Err(KernelError::Torn {
-                    what: "task list",
-                    at,
-                    why: "it has more tasks than a kernel allows",
-                });
-            }
             Ok(())
         })?;
-        leaders.into_iter().map(|leader| self.process(leader)).collect()
+        // Forged processes may share one list of threads: their sum is bounded, not each list.
+        let mut left = limit;
+        leaders.into_iter().map(|leader| self.process(leader, &mut left)).collect()
     }
 
-    fn process(&self, leader: Gva) -> Result<Process, KernelError> {
+    fn process(&self, leader: Gva, left: &mut u64) -> Result<Process, KernelError> {
         const WHAT: &str = "task";
         let layout = &self.profile.task;
         let field = |offset: u64| leader.wrapping_add(offset);
         let flags = self.u32(field(layout.flags), WHAT)?;
         let cred = self.pointer(field(layout.cred), WHAT)?;
         let parent = self.pointer(field(layout.real_parent), WHAT)?;
-        let threads = self.threads(leader)?;
+        let threads = self.threads(leader, left)?;
         let mm = self.mm_of(&threads)?;
         Ok(Process {
             pid: self.u32(field(layout.tgid), WHAT)?,
             parent: self.u32(parent.wrapping_add(layout.tgid), WHAT)?,
-            comm: self.string(field(layout.comm), usize::try_from(layout.comm_len).unwrap_or(16), WHAT)?,
+            comm: self.string(field(layout.comm), comm_len(layout.comm_len), WHAT)?,
             uid: self.u32(cred.wrapping_add(layout.uid), "credentials")?,
             gid: self.u32(cred.wrapping_add(layout.gid), "credentials")?,
             leader,
@@ -143,20 +145,14 @@ impl Kernel<'_> {
         Ok(None)
     }
 
-    fn threads(&self, leader: Gva) -> Result<Vec<Thread>, KernelError> {
+    fn threads(&self, leader: Gva, left: &mut u64) -> Result<Vec<Thread>, KernelError> {
         let layout = &self.profile.task;
         let signal = self.pointer(leader.wrapping_add(layout.signal), "task")?;
         let head = signal.wrapping_add(layout.thread_head);
         let mut threads = Vec::new();
         self.for_each_in_list(head, "thread list", &mut |at| {
+            *left = spend(*left, "thread list", at)?;
             threads.push(self.thread(Gva(at.0.wrapping_sub(layout.thread_node)))?);
-            if threads.len() > TASK_LIMIT {
-                return Err(KernelError::Torn {
-                    what: "thread list",
-                    at,
-                    why: "it has more threads than a kernel allows",
-                });
-            }
             Ok(())
         })?;
         Ok(threads)
@@ -176,4 +172,13 @@ impl Kernel<'_> {
             dead: is_set(layout.exit_state)?,
         })
     }
+}
+
+fn spend(left: u64, what: &'static str, at: Gva) -> Result<u64, KernelError> {
+    let why = "there are more tasks than the guest has room for";
+    left.checked_sub(1).ok_or(KernelError::Torn { what, at, why })
+}
+
+fn comm_len(told: u64) -> usize {
+    usize::try_from(told).unwrap_or(COMM_LIMIT).min(COMM_LIMIT)
 }

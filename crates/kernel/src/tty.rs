@@ -13,6 +13,8 @@ layout! {
     }
 }
 
+const NAME_LIMIT: usize = 64;
+
 impl Kernel<'_> {
     /// Name of the terminal relative to `/dev`: `ttyS0`, `tty1`, `pts/0`.
     pub(crate) fn controlling_tty(&self, task: Gva) -> Result<Option<String>, KernelError> {
@@ -22,7 +24,7 @@ impl Kernel<'_> {
         if tty.0 == 0 {
             return Ok(None);
         }
-        let limit = usize::try_from(layout.name_len).unwrap_or(64);
+        let limit = usize::try_from(layout.name_len).unwrap_or(NAME_LIMIT).min(NAME_LIMIT);
         let name = self.string(tty.wrapping_add(layout.name), limit, "terminal")?;
         // The kernel calls the slave side of a pseudo terminal pts0; devpts calls it pts/0.
         Ok(Some(match name.strip_prefix("pts") {

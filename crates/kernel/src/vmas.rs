@@ -29,7 +29,6 @@ const VM_SHARED: u64 = 0x8;
 const VM_MAYWRITE: u64 = 0x20;
 const VM_MAYSHARE: u64 = 0x80;
 const VM_HUGETLB: u64 = 0x40_0000;
-const VMA_LIMIT: usize = 1 << 24;
 const RWSEM_WRITER_LOCKED: u64 = 1;
 
 /// An address space.
@@ -100,10 +99,7 @@ impl Kernel<'_> {
         let mut vmas = Vec::new();
         if let Some(root) = layout.tree_root {
             let root = self.u64(mm.addr.wrapping_add(root), WHAT)?;
-            self.for_each_in_maple_tree(root, &mut |entry| {
-                vmas.push(self.vma(Gva(entry))?);
-                Ok(())
-            })?;
+            self.for_each_in_maple_tree(root, &mut |entry| self.push_vma(&mut vmas, Gva(entry)))?;
             return Ok(vmas);
         }
         let (Some(list), Some(next)) = (layout.list, layout.next) else {
@@ -111,13 +107,20 @@ impl Kernel<'_> {
         };
         let mut at = self.pointer(mm.addr.wrapping_add(list), WHAT)?;
         while at.0 != 0 {
-            if vmas.len() > VMA_LIMIT {
-                return Err(KernelError::Torn { what: WHAT, at, why: "the list does not end" });
-            }
-            vmas.push(self.vma(at)?);
+            self.push_vma(&mut vmas, at)?;
             at = self.pointer(at.wrapping_add(next), WHAT)?;
         }
         Ok(vmas)
+    }
+
+    /// Areas ascend, so that a loop, or a tree that leads to one area twice, ends here.
+    fn push_vma(&self, vmas: &mut Vec<Vma>, at: Gva) -> Result<(), KernelError> {
+        let vma = self.vma(at)?;
+        if vmas.last().is_some_and(|last| vma.range.start < last.range.end) {
+            return Err(KernelError::Torn { what: "VMA", at, why: "it begins before its predecessor ends" });
+        }
+        vmas.push(vma);
+        Ok(())
     }
 
     fn vma(&self, at: Gva) -> Result<Vma, KernelError> {

@@ -6,10 +6,14 @@
 
 use crate::{DropReason, DropRun, PlanError, PlanSummary, Selection};
 use elision_kernel::{Entry, Kernel, KernelError, Mm, PageKind, Process, Pte, Vma};
-use elision_memory::{Budget, Gfn, Gva, PAGE_SIZE};
+use elision_memory::{Budget, Gfn, Gva, LeafSize, PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet};
 
 const ISA_HOLE: std::ops::Range<u64> = 0xa0..0x100; // video memory and ROMs are no free memory
+
+/// No area is described in less than 128 bytes; a quarter of RAM full of file tables is more than enough.
+const AREAS_IN_FRAME: u64 = 32;
+const SLOTS_IN_FRAME: u64 = 128;
 
 /// One byte and one word for each frame.
 pub(crate) struct FrameTable {
@@ -19,6 +23,9 @@ pub(crate) struct FrameTable {
     kept: Vec<bool>,
     hugetlb: BTreeSet<Gfn>,
 }
+
+/// Large leaves already noted, of kept processes (`None`) or of excluded ones, on hugetlbfs or not.
+pub(crate) type LargeLeaves = BTreeSet<(Gfn, LeafSize, Option<bool>)>;
 
 /// What stands in the way of leaving everything out.
 pub(crate) type Unaccounted = Vec<String>;
@@ -47,6 +54,21 @@ impl FrameTable {
         if let Some(slot) = index(gfn).and_then(|i| self.reason.get_mut(i)) {
             slot.get_or_insert(reason);
         }
+    }
+
+    /// The frames that a leaf maps. Those of a large one are given once, however many processes share
+    /// it: otherwise a few forged tables would lead to more frames than can ever be counted.
+    fn new_frames(
+        &self,
+        large: &mut LargeLeaves,
+        first: Gfn,
+        size: LeafSize,
+        owner: Option<bool>,
+    ) -> impl Iterator<Item = Gfn> + use<> {
+        let limit = self.owner.len() as u64;
+        let is_new = first.0 < limit && (size == LeafSize::Size4K || large.insert((first, size, owner)));
+        let end = if is_new { first.0.saturating_add(size.frames()).min(limit) } else { first.0 };
+        (first.0..end).map(Gfn)
     }
 
     fn is_kept(&self, gfn: Gfn) -> bool {
@@ -94,6 +116,12 @@ pub(crate) struct FrameSurvey<'a, 'k> {
     kernel: &'a Kernel<'k>,
     pub(crate) table: FrameTable,
     budget: Budget,
+    large: LargeLeaves,
+    /// Areas, file table slots and page cache entries that may still be looked at: a guest has no
+    /// more than fit into its RAM, and forged ones that lead to the same memory again and again end here.
+    areas_left: u64,
+    slots_left: u64,
+    cached_left: u64,
     swap_areas: u32,
     pub(crate) unaccounted: Unaccounted,
 }
@@ -105,8 +133,12 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             kernel,
             table: FrameTable::new(limit),
             // A table page belongs to one address space: a guest cannot have more than it has frames.
-            // Kernel halves are not walked; sharing of hugetlb tables is covered by the factor.
-            budget: Budget::new(limit.0.saturating_mul(4)),
+            // Tables that hugetlbfs shares are few beside the frames that they lead to.
+            budget: Budget::new(limit.0),
+            large: BTreeSet::new(),
+            areas_left: limit.0.saturating_mul(AREAS_IN_FRAME),
+            slots_left: limit.0.saturating_mul(SLOTS_IN_FRAME),
+            cached_left: limit.0.saturating_mul(2),
             swap_areas: kernel.swap_areas()?,
             unaccounted: Vec::new(),
         })
@@ -140,7 +172,8 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 self.kept_space(addr, &mut shared)?;
             }
             if !shared.excluded.is_empty() {
-                self.kernel.for_each_open_mapping(process, &mut |mapping| {
+                let slots_left = &mut self.slots_left;
+                self.kernel.for_each_open_mapping(process, slots_left, &mut |mapping| {
                     shared.excluded.remove(&mapping);
                 })?;
             }
@@ -161,18 +194,17 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             let what = "its address space is being changed";
             return Err(PlanError::Busy { pid, comm: process.comm.clone(), what });
         }
-        let vmas = kernel.vmas(mm)?;
+        let vmas = self.areas(mm)?;
         for vma in vmas.iter().filter(|vma| vma.is_shared_writable()) {
             if let Some(mapping) = kernel.vma_mapping(vma)? {
                 shared.excluded.entry(mapping).or_insert((pid, vma.is_hugetlb()));
             }
         }
         let (mut swapped, mut moving) = (0_u64, false);
-        self.walk(mm, &mut |table, gva, entry| match entry.pte {
+        self.walk(mm, &mut |table, large, gva, entry| match entry.pte {
             Pte::Memory(gpa) => {
                 let hugetlb = is_hugetlb(&vmas, gva);
-                let first = gpa.gfn().0;
-                for gfn in (first..first.saturating_add(entry.size.frames())).map(Gfn) {
+                for gfn in table.new_frames(large, gpa.gfn(), entry.size, Some(hugetlb)) {
                     table.set_owner(gfn, pid);
                     if hugetlb {
                         table.hugetlb.insert(gfn);
@@ -200,25 +232,36 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
     fn kept_space(&mut self, addr: Gva, shared: &mut SharedObjects) -> Result<(), PlanError> {
         let mm = self.kernel.mm(addr)?;
         if !shared.excluded.is_empty() {
-            for vma in self.kernel.vmas(mm)? {
+            for vma in self.areas(mm)? {
                 if let Some(mapping) = self.kernel.vma_mapping(&vma)? {
                     shared.excluded.remove(&mapping);
                 }
             }
         }
-        self.walk(mm, &mut |table, _, entry| {
+        self.walk(mm, &mut |table, large, _, entry| {
             if let Pte::Memory(gpa) = entry.pte {
-                let first = gpa.gfn().0;
-                (first..first.saturating_add(entry.size.frames())).for_each(|f| table.keep(Gfn(f)));
+                table.new_frames(large, gpa.gfn(), entry.size, None).for_each(|gfn| table.keep(gfn));
             }
         })
     }
 
-    fn walk(&mut self, mm: Mm, visit: &mut dyn FnMut(&mut FrameTable, Gva, Entry)) -> Result<(), PlanError> {
-        let Self { kernel, table, budget, swap_areas, .. } = self;
+    fn areas(&mut self, mm: Mm) -> Result<Vec<Vma>, PlanError> {
+        let vmas = self.kernel.vmas(mm)?;
+        let torn =
+            KernelError::Torn { what: "VMA", at: mm.addr, why: "there are more than the guest has room for" };
+        self.areas_left = self.areas_left.checked_sub(vmas.len() as u64).ok_or(torn)?;
+        Ok(vmas)
+    }
+
+    fn walk(
+        &mut self,
+        mm: Mm,
+        visit: &mut dyn FnMut(&mut FrameTable, &mut LargeLeaves, Gva, Entry),
+    ) -> Result<(), PlanError> {
+        let Self { kernel, table, large, budget, swap_areas, .. } = self;
         mm.tables
             .walk(kernel.ram(), mm.tables.user_range(), budget, &mut |leaf| {
-                visit(table, leaf.gva, Entry::of(leaf, *swap_areas));
+                visit(table, large, leaf.gva, Entry::of(leaf, *swap_areas));
             })
             .map_err(|error| KernelError::from(error).into())
     }
@@ -226,7 +269,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
     /// Objects that only excluded processes map or have open, with all their pages, mapped or not.
     fn drop_shared_objects(&mut self, shared: &SharedObjects) -> Result<(), PlanError> {
         for (&mapping, &(pid, hugetlb)) in &shared.excluded {
-            let (frames, evicted) = self.kernel.cached_frames(mapping)?;
+            let (frames, evicted) = self.kernel.cached_frames(mapping, &mut self.cached_left)?;
             for gfn in frames {
                 let is_shmem = self.kernel.page(gfn)?.kind == PageKind::SharedMemory;
                 if (is_shmem || hugetlb) && !self.table.is_kept(gfn) {
