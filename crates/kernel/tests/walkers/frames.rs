@@ -26,6 +26,8 @@ const IN_USE: u64 = LRU | SLAB | MMAP | ANON | COMPOUND_HEAD | COMPOUND_TAIL | P
 
 /// Frames that the rest of the guest takes or gives back in a moment.
 const DRIFT: usize = 64;
+/// Free frames that move between the lists while the guest tells, first their number, then which.
+const BATCHES: u64 = 1024;
 /// Pages of its own program that the writer maps while it packs its answer.
 const MAPPED_SINCE: usize = 128;
 
@@ -43,9 +45,9 @@ fn with(flags: &BTreeMap<Gfn, u64>, test: impl Fn(u64) -> bool) -> Frames {
 pub(crate) fn compare_free(kernel: &Kernel<'_>, truth: &Truth) -> Frames {
     let flags = flags(truth);
     let told = with(&flags, |f| f & BUDDY != 0);
-    let listed: u64 =
-        truth.buddy().iter().flat_map(|(_, blocks)| (0..).zip(blocks)).map(|(o, n)| n << o).sum();
-    assert_eq!(told.len() as u64, listed, "control: the guest itself counts otherwise");
+    let blocks = truth.buddy();
+    let listed: u64 = blocks.iter().flat_map(|(_, counts)| (0..).zip(counts)).map(|(o, n)| n << o).sum();
+    assert!(listed.abs_diff(told.len() as u64) <= BATCHES, "control: the guest itself counts otherwise");
 
     let (mut buddy, mut per_cpu, mut huge) = (Frames::new(), Frames::new(), Frames::new());
     kernel.buddy_frames(&mut |gfn| assert!(buddy.insert(gfn), "{gfn} is on two lists")).expect("buddy lists");
