@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use elision_qemu::Qmp;
-use elision_testbed::{Guest, GuestOptions, RamMode, Status, secret};
+use elision_testbed::{Endpoints, Guest, GuestOptions, RamMode, Status, secret};
 use serde_json::{Value, json as object};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -43,7 +43,7 @@ pub(crate) fn restore(options: &GuestOptions, image: &Path) -> Guest {
     let options = options.clone().ram(RamMode::Plain);
     let folder = GuestOptions::new_folder().expect("a folder");
     let mut command = elision();
-    command.arg("restore").arg(image).arg("--qmp").arg(folder.join("qmp"));
+    command.arg("restore").arg(image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket());
     command.arg("--json").arg("--").args(options.command_in(&folder).expect("a command"));
     let output = command.output().expect("elision starts");
     assert!(output.status.success(), "{command:?} failed: {}", words(&output));
