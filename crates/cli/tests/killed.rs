@@ -9,6 +9,7 @@ use elision_qemu::Qmp;
 use elision_testbed::{Guest, GuestOptions, Spawn, Status};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json as object};
+use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -45,7 +46,7 @@ struct Scene {
     images: Images,
     pids: Vec<i32>,
     settings: Value,
-    _window: Window,
+    window: Window,
 }
 
 /// How one save went that nobody disturbed.
@@ -74,7 +75,7 @@ impl Scene {
         let pids = vec![spawn("spins", "spin"), spawn("sleeps", "sleep=20ms")];
         let mut watch = window.open();
         let settings = settings(&mut watch);
-        Self { guest, watch, images: Images::new(), pids, settings, _window: window }
+        Self { guest, watch, images: Images::new(), pids, settings, window }
     }
 
     fn target(&self) -> std::path::PathBuf {
@@ -86,7 +87,8 @@ impl Scene {
         runs(&mut self.watch);
         self.watch.take_events();
         let mut command = save(&self.guest, &self.target(), &[EXCLUDED]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let said = File::create(self.window.beside("said")).expect("a file");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).process_group(0);
         command.spawn().expect("elision starts")
     }
 
@@ -116,17 +118,22 @@ impl Scene {
     /// One death, and what must hold afterwards.
     fn die(&mut self, death: Death, moment: Moment, usual: &Undisturbed, series: &mut Series) {
         let mut saver = self.start();
-        match moment {
-            Moment::Anywhere(share) => std::thread::sleep(usual.total.mul_f64(share)),
-            Moment::Paused(share) => {
-                if self.wait_for_stop(&mut saver) {
-                    std::thread::sleep(usual.pause.mul_f64(share));
-                }
+        let lives = match moment {
+            Moment::Anywhere(share) => {
+                std::thread::sleep(usual.total.mul_f64(share));
+                true
             }
-        }
+            Moment::Paused(share) => {
+                let stopped = self.wait_for_stop(&mut saver);
+                std::thread::sleep(usual.pause.mul_f64(share));
+                stopped
+            }
+        };
         let paused = !runs(&mut self.watch);
         let begin = Instant::now();
-        death.befalls(&saver);
+        if lives {
+            death.befalls(&saver);
+        }
         let ended = saver.wait().expect("a saver");
         let resumed = loop {
             let asked = begin.elapsed();
@@ -143,7 +150,8 @@ impl Scene {
             std::fs::remove_dir_all(self.target()).expect("the image");
             series.too_late += 1;
         } else {
-            assert!(ended.signal().is_some(), "{death:?} {moment:?}: {ended:?}");
+            let said = std::fs::read_to_string(self.window.beside("said")).unwrap_or_default();
+            assert!(ended.signal().is_some(), "{death:?} {moment:?}: {ended:?} {said}");
             series.deaths += 1;
             series.while_paused += u32::from(paused);
             series.slowest = series.slowest.max(resumed);

@@ -136,7 +136,12 @@ impl Window {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.folder.path().join("watch")
+        self.beside("watch")
+    }
+
+    /// A file in the socket's folder.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     pub(crate) fn open(&self) -> Qmp {
