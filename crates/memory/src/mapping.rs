@@ -4,7 +4,7 @@
 //! exist: bytes are copied out through raw pointers, and what was copied may be torn. Callers
 //! treat guest memory as hostile anyway.
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 
@@ -35,6 +35,11 @@ impl Mapping {
 
     pub(crate) fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// Enters a range into the page tables ahead of its first reading.
+    pub(crate) fn prefault(&self, offset: usize, len: usize) -> io::Result<()> {
+        self.map.advise_range(Advice::PopulateRead, offset, len)
     }
 
     /// Copies bytes out. `false` if the range is not inside the mapping.

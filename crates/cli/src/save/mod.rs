@@ -47,6 +47,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     Selection::of(&kernel, &policy).map(drop).or_else(|e| if e.is_transient() { Ok(()) } else { Err(e) })?;
 
     let bar = out.spinner("saving memory");
+    if let Err(error) = ram.prefault() {
+        tracing::debug!(%error, "memory is mapped as it is read, in the pause");
+    }
     let captured = pause::capture(&mut vm, &kernel, &policy, &mut writer, threads(args));
     bar.finish_and_clear();
     let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;

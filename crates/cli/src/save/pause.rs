@@ -111,13 +111,19 @@ fn still(
     options: Options,
     copy: impl FnOnce(&elision_plan::Plan, &elision_memory::Ram) -> Result<RamStats, elision_image::ImageError>,
 ) -> Result<Copied, Held> {
+    let begin = Instant::now();
+    let done = |what| tracing::debug!(since_stop = ?begin.elapsed(), "{what}");
     if vm.status()?.running {
         vm.stop()?;
     }
+    done("the VM stands still");
     let state = vm.device_state()?;
     let vcpus = vcpu_states(&state)?;
+    done("device state taken");
     let selection = Selection::of(kernel, policy).map_err(Held::Plan)?;
     let outcome = plan(kernel, &selection, &vcpus, options).map_err(Held::Plan)?;
+    done("planned");
     let ram = copy(&outcome.plan, kernel.ram())?;
+    done("memory copied");
     Ok((selection, outcome, state, ram))
 }
