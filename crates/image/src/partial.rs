@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 /// How often a folder may vanish between being seen and being locked.
 const TRIES: usize = 16;
-/// How long a lock is waited for that somebody is about to give back.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a lock is waited for that a guardian is about to give back: a busy disk removes a large file slowly.
+const PATIENCE: Duration = Duration::from_secs(3);
 const STEP: Duration = Duration::from_millis(10);
 
 /// Where the image `target` is written until it is whole.

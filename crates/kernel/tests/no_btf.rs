@@ -47,7 +47,8 @@ fn a_kernel_without_usable_types_is_refused() {
     assert!(!headers.is_empty(), "control: the types stand in RAM");
 
     let cache = tempfile::tempdir().expect("a folder");
-    let open = |ram: &Ram, cache: &ProfileCache| Kernel::open(ram, &[], cache).map(|k| k.release().to_owned());
+    let open =
+        |ram: &Ram, cache: &ProfileCache| Kernel::open(ram, &[], cache).map(|k| k.release().to_owned());
     let kept = ProfileCache::in_folder(cache.path());
     let whole = changed(&file, &layout, &[], b"");
     assert_eq!(open(&whole, &kept).expect("control: with its types it is read"), kernel.release);
@@ -65,7 +66,10 @@ fn a_kernel_without_usable_types_is_refused() {
             let told = chain(&error);
             println!("{what}: {told}");
             let named = matches!(error, KernelError::Types(_) | KernelError::Incomplete(_));
-            assert!(named && (told.contains("type information") || told.contains("BTF")), "{what}: {error:?}");
+            assert!(
+                named && (told.contains("type information") || told.contains("BTF")),
+                "{what}: {error:?}"
+            );
         }
     }
 }

@@ -109,6 +109,12 @@ fn fetch(name: &str, folder: &Path) -> Result<Kernel, Error> {
     Ok(kernel)
 }
 
+/// Package sources for the kernel of that name.
+pub(crate) fn paragraphs(name: &str, machine: &[Source]) -> String {
+    let debian: Vec<Source> = machine.iter().filter(|s| s.is_debian()).cloned().collect();
+    debian_paragraphs(name, &debian).unwrap_or_else(|| own_paragraphs(machine))
+}
+
 /// Paragraphs for the suites of `name`, if the machine has Debian sources.
 fn debian_paragraphs(name: &str, debian: &[Source]) -> Option<String> {
     // Debian's own keyring first, then a mirror that calls itself so.

@@ -9,7 +9,7 @@
 //! assert!(victim.pid > 1 && !found[0].is_empty());
 //! # Ok::<(), elision_testbed::Error>(())
 //! ```
-//! - [`kernels`]: kernels fetched by package name through apt, kept in a cache.
+//! - [`kernels`], [`modules`]: kernels fetched by package name through apt, kept in a cache.
 //! - [`GuestOptions`], [`Guest`]: a QEMU command as a user would write it, and the guest that runs.
 //! - [`Control`]: requests to the server in the guest.
 //! - [`truth`]: what the guest's own kernel says.
@@ -28,6 +28,7 @@ mod error;
 mod guest;
 mod initramfs;
 pub mod kernels;
+pub mod modules;
 mod options;
 mod paths;
 mod qmp;
