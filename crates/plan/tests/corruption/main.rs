@@ -1,0 +1,255 @@
+//! Copies of a guest's RAM with damaged kernel structures: planning ends within a time limit with
+//! a plan or an error, and never panics. Each round's damage follows from its number alone.
+//!
+//! `ELISION_ALL=1` makes a thousand copies of each kernel's guest, else a few of one.
+
+mod damage;
+mod members;
+mod targets;
+
+use damage::{FORGED, Random, by_chance};
+use elision_kernel::{Kernel, KernelError, ProfileCache};
+use elision_memory::{Gpa, Gva, Ram, RamLayout};
+use elision_plan::{Options, PlanError, Selection, VcpuState, plan};
+use elision_policy::Policy;
+use elision_testbed::{Error, Guest, GuestOptions, Spawn};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use targets::Targets;
+
+/// For one copy of 512 MiB, in a build without optimisation and on a busy machine.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// Memory of the process itself: twice that of the guest, with two guests at a time.
+const MEMORY_LIMIT: u64 = 2 << 30;
+/// Page tables in use are known to whoever saves a VM, but not for a RAM file alone.
+const WITHOUT_ROOTS: u64 = 4;
+/// The kernel's types and symbols are read anew only in some rounds.
+const WITHOUT_PROFILE: u64 = 10;
+
+fn in_full() -> bool {
+    std::env::var_os("ELISION_ALL").is_some()
+}
+
+#[test]
+fn damaged_copies_of_6_1_end_in_a_plan_or_an_error() -> Result<(), Error> {
+    damaged_copies("6.1", if in_full() { 1000 } else { 60 })
+}
+
+#[test]
+fn damaged_copies_of_6_12_end_in_a_plan_or_an_error() -> Result<(), Error> {
+    if in_full() { damaged_copies("6.12", 1000) } else { Ok(()) }
+}
+
+#[test]
+fn damaged_copies_of_7_end_in_a_plan_or_an_error() -> Result<(), Error> {
+    if in_full() { damaged_copies("7", 1000) } else { Ok(()) }
+}
+
+/// A stopped guest at rest, and what else a plan is made of.
+struct Copy {
+    file: File,
+    layout: RamLayout,
+    vcpus: Vec<VcpuState>,
+    roots: Vec<Gpa>,
+    cache: ProfileCache,
+    policy: Policy,
+}
+
+fn damaged_copies(kernel: &str, rounds: u64) -> Result<(), Error> {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    let (copy, targets) = copy_of_a_guest(kernel, folder.path())?;
+    let whole = planned(&copy, &copy.cache, &copy.roots, |_| String::new());
+    assert_eq!(whole.ending, "plan", "control: the undamaged copy");
+    let mut tally = Tally::default();
+    for round in 0..rounds {
+        let disabled = ProfileCache::disabled();
+        let cache = if round % WITHOUT_PROFILE == 0 { &disabled } else { &copy.cache };
+        let roots = if round % WITHOUT_ROOTS == 0 { &[] } else { copy.roots.as_slice() };
+        let ended = planned(&copy, cache, roots, |ram| {
+            format!("{kernel} {round}: {}", by_chance(ram, &targets, &mut Random(round)))
+        });
+        tally.add(&ended);
+    }
+    println!("{kernel}: {tally}");
+    let (plans, errors) = (tally.endings.get("plan").copied().unwrap_or(0), tally.endings.len() - 1);
+    assert!(plans > 0 && errors >= 3, "control: damage must be felt, and not everywhere");
+
+    for (what, forge) in FORGED {
+        let ended = planned(&copy, &copy.cache, &copy.roots, |ram| {
+            forge(ram, &targets);
+            format!("{kernel}: {what}")
+        });
+        println!("  {what}: {} after {:?}, {} MiB", ended.ending, ended.took, ended.memory >> 20);
+    }
+    Ok(())
+}
+
+fn copy_of_a_guest(kernel: &str, folder: &std::path::Path) -> Result<(Copy, Targets), Error> {
+    let mut guest = GuestOptions::new(kernel).boot()?;
+    let places = "heap,stack,thp,hugetlb,shm,memfd,tmpfs,cow,pipe,unix";
+    let victim = Spawn::new("victim", places, "block").uid(1234).cgroup("/elision.slice/pod-abc");
+    guest.control().spawn(&victim.tty("pty"))?;
+    guest.control().spawn(&Spawn::new("forked", "heap,stack,shm", "fork").uid(1234))?;
+    let bystander = guest.control().spawn(&Spawn::new("bystander", places, "block"))?;
+    guest.control().spawn(&Spawn::new("threads", places, "threads=8"))?;
+    let truth = guest.truth(true, true)?;
+    let (vcpus, roots) = stop_in_the_kernel(&guest)?;
+
+    let path = folder.join("ram");
+    std::fs::copy(guest.endpoints().ram_file(), &path).expect("a copy");
+    let file = File::open(&path).expect("the copy");
+    let ram = guest.ram()?;
+    let view = Kernel::open(&ram, &roots, &ProfileCache::disabled()).expect("a kernel");
+    let targets = Targets::collect(&view, &truth, bystander.pid);
+    let words: usize = targets.words.values().map(Vec::len).sum();
+    println!("{kernel}: {words} words under {} names to damage", targets.words.len());
+    assert!(targets.words.len() > 60 && words > 50_000, "control: {:?}", targets.words.keys());
+    let policy = Policy { selectors: vec!["uid=1234".parse().expect("a selector")], ..Policy::default() };
+    let cache = ProfileCache::in_folder(&folder.join("profiles"));
+    Ok((Copy { file, layout: guest.layout().clone(), vcpus, roots, cache, policy }, targets))
+}
+
+/// Stops the guest at a moment when no vCPU is in user mode, whose kernel GS base is not shown.
+fn stop_in_the_kernel(guest: &Guest) -> Result<(Vec<VcpuState>, Vec<Gpa>), Error> {
+    for _ in 0..200 {
+        guest.endpoints().stop()?;
+        let text = guest.endpoints().monitor("info registers -a")?;
+        let value = |cpu: &str, name: &str| {
+            let at = cpu.find(name).expect("a register") + name.len();
+            let digits = cpu[at..].trim_start_matches([' ', '=']);
+            let digits: String = digits.chars().take_while(char::is_ascii_hexdigit).collect();
+            u64::from_str_radix(&digits, 16).expect("a number")
+        };
+        let cpus: Vec<&str> = text.split("CPU#").skip(1).collect();
+        if cpus.len() == 2 && cpus.iter().all(|cpu| value(cpu, "CPL=") == 0) {
+            let gs = |cpu: &str| Gva(value(cpu, "\nGS =0000"));
+            let states: Vec<VcpuState> = (0..)
+                .zip(&cpus)
+                .map(|(index, cpu)| VcpuState {
+                    index,
+                    user_mode: false,
+                    gs_base: gs(cpu),
+                    kernel_gs_base: Gva(0),
+                })
+                .collect();
+            if states.iter().all(|state| state.gs_base.0 >> 63 == 1) {
+                return Ok((states, cpus.iter().map(|cpu| Gpa(value(cpu, "CR3="))).collect()));
+            }
+        }
+        guest.endpoints().cont()?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the guest is never idle");
+}
+
+/// How one round ended.
+struct Ended {
+    ending: String,
+    took: Duration,
+    memory: u64,
+    damage: String,
+}
+
+/// Damages a private view of the copy and plans; a panic or too long a time ends the test.
+fn planned(
+    copy: &Copy,
+    cache: &ProfileCache,
+    roots: &[Gpa],
+    damage: impl FnOnce(&mut Ram) -> String,
+) -> Ended {
+    let mut ram = Ram::private(&copy.file, copy.layout.clone()).expect("a view of the copy");
+    let damage = damage(&mut ram);
+    let (cache, roots) = (cache.clone(), roots.to_vec());
+    let (vcpus, policy) = (copy.vcpus.clone(), copy.policy.clone());
+    let (sender, receiver) = mpsc::channel();
+    let began = Instant::now();
+    let thread = std::thread::spawn(move || {
+        let ending = match end_to_end(&ram, &roots, &cache, &policy, &vcpus) {
+            Ok(()) => "plan".to_owned(),
+            Err(error) => name(&error),
+        };
+        let _ = sender.send(ending);
+    });
+    let mut memory = 0;
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(5)) {
+            Ok(ending) => {
+                thread.join().expect("no panic after the end");
+                return Ended { ending, took: began.elapsed(), memory, damage };
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("a panic: {damage}"),
+            Err(mpsc::RecvTimeoutError::Timeout) => memory = memory.max(own_memory()),
+        }
+        assert!(began.elapsed() < TIME_LIMIT, "no end within {TIME_LIMIT:?}: {damage}");
+        assert!(memory < MEMORY_LIMIT, "{} MiB in use: {damage}", memory >> 20);
+    }
+}
+
+/// Bytes of memory that belong to this process alone.
+fn own_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("the process's own status");
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+fn end_to_end(
+    ram: &Ram,
+    roots: &[Gpa],
+    cache: &ProfileCache,
+    policy: &Policy,
+    vcpus: &[VcpuState],
+) -> Result<(), PlanError> {
+    let kernel = Kernel::open(ram, roots, cache)?;
+    let selection = Selection::of(&kernel, policy)?;
+    let outcome = plan(&kernel, &selection, vcpus, Options::default())?;
+    // What follows relies on this order.
+    let drops = &outcome.plan.drops;
+    let apart = drops.windows(2).all(|pair| pair[0].first.0 + pair[0].count <= pair[1].first.0);
+    assert!(apart && !outcome.plan.edits.is_empty(), "a plan that cannot be carried out");
+    Ok(())
+}
+
+/// An error's variant, and the kind of structure for one that names it.
+fn name(error: &PlanError) -> String {
+    assert!(!error.to_string().is_empty());
+    let variant = |debug: String| debug.split(|c: char| !c.is_alphanumeric()).next().unwrap_or("").to_owned();
+    match error {
+        PlanError::Kernel(KernelError::Torn { what, .. }) => format!("torn {what}"),
+        PlanError::Kernel(KernelError::Unreadable { what, .. }) => format!("unreadable {what}"),
+        PlanError::Kernel(kernel) => variant(format!("{kernel:?}")),
+        other => variant(format!("{other:?}")),
+    }
+}
+
+/// All endings of many rounds, and the slowest.
+#[derive(Default)]
+struct Tally {
+    endings: BTreeMap<String, usize>,
+    total: Duration,
+    slowest: Duration,
+    slowest_damage: String,
+    memory: u64,
+}
+
+impl Tally {
+    fn add(&mut self, ended: &Ended) {
+        *self.endings.entry(ended.ending.clone()).or_default() += 1;
+        self.total += ended.took;
+        self.memory = self.memory.max(ended.memory);
+        if ended.took > self.slowest {
+            (self.slowest, self.slowest_damage) = (ended.took, ended.damage.clone());
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rounds: usize = self.endings.values().sum();
+        let (total, slowest, memory) = (self.total, self.slowest, self.memory >> 20);
+        writeln!(f, "{rounds} copies in {total:?}, at most {memory} MiB")?;
+        writeln!(f, "  slowest {slowest:?} ({})", self.slowest_damage)?;
+        self.endings.iter().try_for_each(|(ending, n)| writeln!(f, "  {n:5} {ending}"))
+    }
+}
