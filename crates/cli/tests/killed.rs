@@ -20,6 +20,8 @@ use support::{Images, Window, elision, json, runs, save, words};
 const LIMIT: Duration = Duration::from_secs(1);
 /// How often the VM is looked at.
 const GRAIN: Duration = Duration::from_millis(5);
+/// Slower ones are listed.
+const SLOW: Duration = Duration::from_millis(200);
 const EXCLUDED: &str = "uid=1234";
 /// How long a guardian has the VM's socket after the VM runs again.
 const GUARDIAN_LIMIT: Duration = Duration::from_secs(5);
@@ -134,15 +136,21 @@ impl Scene {
         if lives {
             death.befalls(&saver);
         }
-        let ended = saver.wait().expect("a saver");
+        let mut looks = 0;
         let resumed = loop {
             let asked = begin.elapsed();
+            looks += 1;
             if runs(&mut self.watch) {
                 break asked;
             }
             assert!(asked < LIMIT + GRAIN, "{death:?} {moment:?}: the VM stands still after {asked:?}");
             std::thread::sleep(GRAIN);
         };
+        // Only now: a saver killed in the middle of a sync takes its time to end, while the VM runs.
+        let ended = saver.wait().expect("a saver");
+        if resumed > SLOW {
+            println!("{death:?} {moment:?}: the VM ran after {resumed:?}, {looks} looks, {ended:?}");
+        }
         self.guest.control().ping().expect("the guest answers");
         if ended.success() || self.target().exists() {
             // The save was done before its death, so the image must be whole.
