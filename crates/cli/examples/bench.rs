@@ -13,12 +13,13 @@ use clap::Parser;
 use elision_testbed::{Guest, GuestOptions, Spawn};
 use serde_json::Value;
 use std::fmt::Write;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 use support::cleanup::{self, Cleanup};
 use support::machine::{self, json_of, socket};
-use support::text::size;
+use support::text::{count, size};
 use support::{Failure, plain};
 
 const OUTPUT_LIMIT: Duration = Duration::from_secs(120);
@@ -29,8 +30,8 @@ const WAYS: [Way; 3] = [Way::Plain, Way::Elided, Way::Qemu];
 #[command(name = "bench", max_term_width = 100)]
 struct Args {
     /// Number of rounds; each saves and restores three ways.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    runs: u32,
+    #[arg(long, default_value = "5")]
+    runs: NonZero<usize>,
     /// Memory of the VM in MiB; may be repeated.
     #[arg(long, value_name = "MIB", default_values_t = [512, 2048], value_parser = clap::value_parser!(u64).range(256..))]
     memory: Vec<u64>,
@@ -88,6 +89,8 @@ fn bench(args: &Args) -> Result<(), Failure> {
     let build = machine::build_folder()?;
     let _cleanup = Cleanup::new(build.parent().unwrap_or(&build), "bench-")?;
     machine::get_ready(&GuestOptions::new(&args.kernel), &args.kernel)?;
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
     let mut tables = String::new();
     let mut facts = Value::Null;
     for memory in &args.memory {
@@ -96,7 +99,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
         tables.push_str(&table);
         facts = of_vm;
     }
-    let text = page(args, &facts, &tables)?;
+    let text = page(args, &facts, &tables, load)?;
     println!("\n{text}");
     match &args.output {
         Some(path) if path.as_os_str() == "-" => {}
@@ -120,17 +123,20 @@ fn one_size(args: &Args, memory: u64, fill: u64) -> Result<(String, Value), Fail
     guest.control().spawn(&Spawn::new("vault", "heap=16M,stack,thp", "sleep=20ms").comm("vault"))?;
 
     let mut figures: [Figures; 3] = Default::default();
-    for round in 1..=args.runs {
-        for (way, figures) in WAYS.into_iter().zip(&mut figures) {
-            save(way, folder, figures)?;
+    for round in 1..=args.runs.get() {
+        // Each way is the first in turn: what comes first meets a quieter disk.
+        let mut order = [0, 1, 2];
+        order.rotate_left(round % 3);
+        for i in order {
+            save(WAYS[i], folder, &mut figures[i])?;
         }
         guest.endpoints().stop()?;
-        for (way, figures) in WAYS.into_iter().zip(&mut figures) {
-            restore(way, &options, figures)?;
+        for i in order {
+            restore(WAYS[i], &options, &mut figures[i])?;
         }
         guest.endpoints().cont()?;
         println!("round {round} of {}", args.runs);
-        if round < args.runs {
+        if round < args.runs.get() {
             WAYS.into_iter().try_for_each(remove)?;
         }
     }
@@ -246,7 +252,7 @@ fn mib(bytes: u64) -> f64 {
     f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX)) / 1024.0
 }
 
-fn page(args: &Args, facts: &Value, tables: &str) -> Result<String, Failure> {
+fn page(args: &Args, facts: &Value, tables: &str, load: &str) -> Result<String, Failure> {
     let date = elision_image::timestamp(SystemTime::now());
     let day = date.split('T').next().unwrap_or_default();
     let field = |file: &str, name: &str| -> String {
@@ -265,17 +271,17 @@ fn page(args: &Args, facts: &Value, tables: &str) -> Result<String, Failure> {
     Ok(format!(
         "# Benchmarks\n\n\
          Written by `./bench`; run it to get the figures of your machine.\n\n\
-         Measured on {day}, {} rounds: median (least-most), and the median as a multiple of QEMU's.\n\n\
+         Measured on {day}, {}: median (least-most), and the median as a multiple of QEMU's.\n\n\
          | | |\n|---|---|\n\
-         | processors | {processors} x {} |\n| memory | {} |\n| host kernel | {} |\n| file system | {} |\n\
+         | processors | {processors} x {} |\n| memory | {} |\n| host kernel | {} |\n| load when it began | {load} |\n| file system | {} |\n\
          | QEMU | {}, {accel} |\n| guest kernel | {} |\n| Elision | {} |\n\n\
          {tables}\
          ## What is measured\n\n\
          All three ways save the same VM in turns, to the same file system. Its memory holds a process that \
          fills a part with bytes other than zero, what a process freed when it ended, and a process of 25 MiB \
          that is excluded in the second column. QEMU's way is `stop`, `migrate` to a file descriptor without a \
-         limit of bandwidth, `cont`. It makes QEMU touch all memory of the VM, so from the second round on \
-         Elision too looks at every page.\n\n\
+         limit of bandwidth, `cont`. It makes QEMU touch all memory of the VM, so Elision looks at every \
+         page as soon as QEMU's way had its first turn.\n\n\
          - **paused**: from the `stop` to the answer to `cont`. In it Elision finds out what belongs to whom, \
          and writes memory to the page cache.\n\
          - **total**: wall clock of the whole save until all of it is synced; for Elision also the start of \
@@ -285,7 +291,7 @@ fn page(args: &Args, facts: &Value, tables: &str) -> Result<String, Failure> {
          files are in the page cache; the saved VM is stopped meanwhile.\n\
          - **to first output**: until the restored guest's first line on the console. It prints one every \
          50 ms.\n",
-        args.runs,
+        count(args.runs.get() as u64, "round"),
         field("/proc/cpuinfo", "model name"),
         size(kib << 10),
         std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim_end(),

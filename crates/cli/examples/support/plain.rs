@@ -47,7 +47,7 @@ fn send(qmp: &mut Qmp, file: &File) -> Result<(), Failure> {
 
 /// Starts a VM with `command` on the saved stream; returns when it runs.
 pub(crate) fn restore(command: &[String], socket: &Path, path: &Path) -> Result<(), Failure> {
-    let file = File::open(path)?;
+    let mut file = File::open(path)?;
     let (program, words) = command.split_first().ok_or("The command is empty")?;
     let mut qemu = Command::new(program);
     qemu.args(words).args(["-incoming", "defer", "-S"]);
@@ -66,7 +66,11 @@ pub(crate) fn restore(command: &[String], socket: &Path, path: &Path) -> Result<
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    qmp.execute_with_descriptor("getfd", json!({"fdname": FD}), file.as_fd())?;
+    // QEMU takes a stream in from a pipe at least as fast as from the file itself.
+    let (out, into) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    qmp.execute_with_descriptor("getfd", json!({"fdname": FD}), out.as_fd())?;
+    drop(out);
+    std::thread::spawn(move || std::io::copy(&mut file, &mut File::from(into)));
     qmp.execute("migrate-incoming", json!({"uri": format!("fd:{FD}")}))?;
     wait_completed(&mut qmp)?;
     qmp.execute("cont", json!({}))?;
