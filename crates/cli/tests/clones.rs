@@ -50,7 +50,8 @@ fn a_plain_command_started_by_run_can_be_saved_and_restored() {
     let mut run = elision();
     run.args(["run", "--name", &format!("test-{}", std::process::id()), "--"]).args(&command);
     let log = std::fs::File::create(folder.join("run.log")).expect("a log");
-    let _started = Started(run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("elision starts"));
+    let _started =
+        Started(run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("elision starts"));
     let mut guest = options.attach(&folder).unwrap_or_else(|e| {
         panic!("{e}: {}", std::fs::read_to_string(folder.join("run.log")).unwrap_or_default())
     });

@@ -25,7 +25,8 @@ fn every_kind_selects_the_same_process_and_its_children() {
         .comm("chosen")
         .exe("/bin/victim");
     let victim = guest.control().spawn(&spawn).expect("a victim");
-    let bystander = guest.control().spawn(&Spawn::new("bystander", "heap", "block").tty("pty")).expect("a bystander");
+    let bystander =
+        guest.control().spawn(&Spawn::new("bystander", "heap", "block").tty("pty")).expect("a bystander");
     let tree: BTreeSet<i64> = victim.children.iter().copied().chain([victim.pid]).map(i64::from).collect();
     assert_eq!(tree.len(), 3, "{victim:?}");
 
@@ -39,14 +40,19 @@ fn every_kind_selects_the_same_process_and_its_children() {
 
     let pid = format!("pid={}", victim.pid);
     let tty = format!("tty=/dev/{tty}");
-    for selector in [&pid, "comm=chosen", "exe=/bin/vict*", "uid=1234", "cgroup=/elision.slice", "cgroup=/*/pod-*", &tty] {
+    for selector in
+        [&pid, "comm=chosen", "exe=/bin/vict*", "uid=1234", "cgroup=/elision.slice", "cgroup=/*/pod-*", &tty]
+    {
         assert_eq!(planned(&guest, &["--exclude", selector]), tree, "{selector}");
     }
 
     let folder = Images::new();
     let file = folder.path("policy.toml");
-    std::fs::write(&file, "[[exclude]]\ncomm = \"chosen\"\nchildren = false\n\n[[exclude]]\nuid = 4321\noptional = true\n")
-        .expect("a file");
+    std::fs::write(
+        &file,
+        "[[exclude]]\ncomm = \"chosen\"\nchildren = false\n\n[[exclude]]\nuid = 4321\noptional = true\n",
+    )
+    .expect("a file");
     let leader = planned(&guest, &["--policy", file.to_str().expect("a path")]);
     // A forked child has its parent's name until it changes it.
     assert!(leader.contains(&i64::from(victim.pid)) && leader.is_subset(&tree), "{leader:?}");

@@ -168,7 +168,9 @@ impl<'a> Kernel<'a> {
     /// Whether no user of the guest can have written these bytes.
     pub(crate) fn is_read_only(&self, gva: Gva, len: u64) -> bool {
         let last = gva.wrapping_add(len.saturating_sub(1));
-        [gva, last].iter().all(|at| self.tables.translate(self.ram, *at).is_some_and(|t| !t.writable && !t.user))
+        [gva, last]
+            .iter()
+            .all(|at| self.tables.translate(self.ram, *at).is_some_and(|t| !t.writable && !t.user))
     }
 
     /// The physical address behind a direct-map address.

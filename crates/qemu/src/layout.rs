@@ -222,7 +222,10 @@ mod tests {
         let low = "  0000000000000000-00000000037fffff (prio 0, ram): pc.ram\n";
         let seg = "  0000000003800000-0000000003ffffff (prio 1, i/o): tseg-blackhole\n";
         let ram = vm_ram(&view(&format!("{low}{seg}")), &blocks, &[]).unwrap();
-        assert_eq!(ram.hidden, [HiddenRange { gpa: Gpa(0x380_0000), offset: FileOffset(0x380_0000), len: 0x80_0000 }]);
+        assert_eq!(
+            ram.hidden,
+            [HiddenRange { gpa: Gpa(0x380_0000), offset: FileOffset(0x380_0000), len: 0x80_0000 }]
+        );
         assert!(ram.accounts_for_every_byte());
         let err = vm_ram(&view(low), &blocks, &[]).unwrap_err();
         assert!(matches!(err, QemuError::Unexplained { offset: FileOffset(0x380_0000), .. }), "{err}");

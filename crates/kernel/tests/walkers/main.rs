@@ -11,7 +11,8 @@ mod processes;
 use elision_kernel::{Kernel, ProfileCache};
 use elision_memory::Ram;
 use elision_testbed::truth::Truth;
-use elision_testbed::{Error, GuestOptions, Spawn};
+use elision_testbed::{Error, GuestOptions, Spawn, Status};
+use std::time::Duration;
 
 const EVERYWHERE: &str = "heap,stack,thp,hugetlb,shm,memfd,tmpfs,file,cow,xmm,pipe,unix";
 
@@ -42,7 +43,11 @@ fn compare(options: &GuestOptions, la57: bool) -> Result<(), Error> {
     control.spawn(&victim.comm("a (b) c").exe("/opt/victim"))?;
     control.spawn(&Spawn::new("forked", "heap,shm,cow", "fork").uid(77).tty("pty"))?;
     control.spawn(&Spawn::new("on-a-terminal", "heap=64K", "block").tty("pty"))?;
-    control.spawn(&Spawn::new("ended", EVERYWHERE, "end"))?;
+    // It reports before it ends: nobody must be about to go while the truth is told.
+    let ended = control.spawn(&Spawn::new("ended", EVERYWHERE, "end"))?;
+    while control.status(ended.pid)? == Status::Running {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let truth = guest.truth(false, false)?;
     guest.endpoints().stop()?;
     compare_with(&guest.ram()?, &truth, la57);

@@ -23,7 +23,9 @@ pub(crate) fn compare<'a>(all: &'a [Process], truth: &Truth) -> Vec<Seen<'a>> {
     let moved: Vec<i32> = told.symmetric_difference(&seen.keys().copied().collect()).copied().collect();
     let is_worker =
         |pid: &i32| truth.comm(*pid).starts_with("kworker/") || seen.get(pid).is_some_and(|p| p.worker);
-    assert!(moved.iter().all(is_worker) && moved.len() <= WORKER_DRIFT, "{moved:?} came or went");
+    let names: Vec<_> =
+        moved.iter().map(|pid| (pid, truth.comm(*pid), seen.get(pid).map(|p| &p.comm))).collect();
+    assert!(moved.iter().all(is_worker) && moved.len() <= WORKER_DRIFT, "{names:?} came or went");
 
     let both: Vec<Seen> = seen.into_iter().filter(|(pid, _)| told.contains(pid)).collect();
     let (mut threads, mut programs, mut users, mut groups, mut terminals) = (0, 0, 0, 0, 0);

@@ -49,7 +49,9 @@ impl DeviceState {
         }
         // The kernel's `sti; hlt` relies on the interrupt not coming in between: left as it is there.
         let inhibited = self.number(&cpu, "env.hflags")? & HFLAGS_INHIBIT != 0;
-        Ok(state.rflags & INTERRUPTS_ON != 0 && !inhibited && u64::from(vector >> 4) > self.priority_class(&apic)?)
+        Ok(state.rflags & INTERRUPTS_ON != 0
+            && !inhibited
+            && u64::from(vector >> 4) > self.priority_class(&apic)?)
     }
 
     /// The local APIC of a vCPU. Its instance is the APIC id, which is not always the vCPU's index, but both
