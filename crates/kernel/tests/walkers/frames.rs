@@ -25,7 +25,7 @@ const RESERVED: u64 = 1 << 32;
 const IN_USE: u64 = LRU | SLAB | MMAP | ANON | COMPOUND_HEAD | COMPOUND_TAIL | PAGE_TABLE | RESERVED;
 
 /// Frames that the rest of the guest takes or gives back in a moment.
-const DRIFT: usize = 64;
+const DRIFT: usize = 128;
 /// Free frames that move between the lists while the guest tells, first their number, then which.
 const BATCHES: u64 = 1024;
 /// Pages of its own program that the writer maps while it packs its answer.

@@ -12,7 +12,7 @@ use elision_kernel::{Kernel, ProfileCache};
 use elision_memory::Ram;
 use elision_testbed::truth::Truth;
 use elision_testbed::{Error, GuestOptions, Spawn, Status};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const EVERYWHERE: &str = "heap,stack,thp,hugetlb,shm,memfd,tmpfs,file,cow,xmm,pipe,unix";
 
@@ -45,7 +45,9 @@ fn compare(options: &GuestOptions, la57: bool) -> Result<(), Error> {
     control.spawn(&Spawn::new("on-a-terminal", "heap=64K", "block").tty("pty"))?;
     // It reports before it ends: nobody must be about to go while the truth is told.
     let ended = control.spawn(&Spawn::new("ended", EVERYWHERE, "end"))?;
+    let until = Instant::now() + Duration::from_secs(60);
     while control.status(ended.pid)? == Status::Running {
+        assert!(Instant::now() < until, "the process that ends goes on");
         std::thread::sleep(Duration::from_millis(20));
     }
     let truth = guest.truth(false, false)?;
