@@ -52,9 +52,16 @@ impl Scene {
         assert!(runs(&mut self.watch));
         self.guest.control().ping().expect("the guest answers");
         assert_eq!(self.guest.control().status(self.pid).expect("the guest answers"), Status::Running);
-        let counted = self.guest.control().count("victim").expect("counters").expect("its counter");
-        assert!(counted > self.counted, "the process stands still");
-        self.counted = counted;
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let counted = self.guest.control().count("victim").expect("counters").expect("its counter");
+            if counted > self.counted {
+                self.counted = counted;
+                return;
+            }
+            assert!(Instant::now() < until, "the process stands still");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
