@@ -5,6 +5,7 @@
 //! | `heap` | a large allocation full of it, one with odd offsets, and many small ones |
 //! | `stack` | 16 KiB of the stack of every thread |
 //! | `thp` | private memory in transparent huge pages |
+//! | `thp-rest` | a transparent huge page of which all but the first 4 KiB was given back |
 //! | `hugetlb` | a reserved huge page |
 //! | `shm` | shared anonymous memory |
 //! | `memfd` | a mapped memfd |
@@ -62,6 +63,12 @@ impl Plants {
             "stack" => self.stack = true,
             "xmm" => self.registers = true,
             "thp" => self.filled(name, Region::transparent_huge(len(2 * HUGE))?, secret)?,
+            "thp-rest" => {
+                let region = Region::transparent_huge(HUGE)?;
+                region.fill(secret);
+                region.give_back_all_but_the_first_page()?;
+                self.note(name, region)?;
+            }
             "hugetlb" => self.filled(name, Region::anonymous(HUGE, false, true)?, secret)?,
             "shm" => self.filled(name, Region::anonymous(len(1 << 20), true, false)?, secret)?,
             "memfd" => {

@@ -92,6 +92,14 @@ impl Region {
         }
     }
 
+    /// Gives everything behind the first page back to the kernel, which may keep what a huge page held.
+    pub(crate) fn give_back_all_but_the_first_page(self) -> io::Result<()> {
+        assert!(self.len > PAGE, "nothing to give back");
+        // SAFETY: the range is inside the mapping, and nothing there is used again.
+        unsafe { mm::madvise(self.start.add(PAGE).cast(), self.len - PAGE, Advice::LinuxDontNeed) }?;
+        Ok(())
+    }
+
     /// The secret everywhere.
     pub(crate) fn fill(self, secret: &[u8; SECRET_LEN]) {
         for at in (0..=self.len.saturating_sub(SECRET_LEN)).step_by(SECRET_LEN) {

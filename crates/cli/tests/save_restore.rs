@@ -8,7 +8,7 @@ use elision_testbed::{GuestOptions, Spawn, Status, counters, kernels, search, se
 use std::time::Duration;
 use support::{Images, copies, elision, end_of, in_full, json, restore, save};
 
-const PLACES: &str = "heap,stack,thp,shm,memfd,cow";
+const PLACES: &str = "heap,stack,thp,thp-rest,shm,memfd,cow";
 /// How each excluded process behaves while it is saved.
 const MODES: [&str; 5] = ["spin", "sleep", "block", "threads", "fork"];
 /// Guest time within which every excluded process must have ended.

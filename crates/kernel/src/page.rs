@@ -111,7 +111,7 @@ impl Kernel<'_> {
     }
 
     /// All frames of the compound page that begins at `head`.
-    pub(crate) fn compound_frames(&self, head: Gfn) -> Result<std::ops::Range<u64>, KernelError> {
+    pub fn compound_frames(&self, head: Gfn) -> Result<std::ops::Range<u64>, KernelError> {
         let mut end = head.0 + 1;
         while end - head.0 < COMPOUND_LIMIT && self.ram.layout().contains(Gfn(end)) {
             let tail = self.raw_page(Gfn(end))?;

@@ -289,6 +289,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
     }
 
     fn decide(&mut self, summary: &mut PlanSummary) -> Result<(), PlanError> {
+        let mut folios = BTreeSet::new();
         for frame in (0..self.kernel.ram().layout().frame_limit().0).map(Gfn) {
             if self.table.owner_of(frame) == 0
                 || self.table.reason[usize::try_from(frame.0).unwrap_or(0)].is_some()
@@ -300,15 +301,31 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 stays("mapped by other processes too");
                 continue;
             }
-            match self.kernel.page(frame)?.kind {
+            let page = self.kernel.page(frame)?;
+            match page.kind {
                 PageKind::Anonymous | PageKind::Merged => {
                     let huge = self.table.hugetlb.contains(&frame);
                     let reason = if huge { DropReason::HugeTlb } else { DropReason::Anonymous };
                     self.table.drop_frame(frame, reason);
+                    if folios.insert(page.head) {
+                        self.drop_rest_of_folio(page.head, reason, self.table.owner_of(frame))?;
+                    }
                 }
                 PageKind::SharedMemory => stays("shared memory or tmpfs file that others use or may use"),
                 PageKind::File => stays("page cache of a file"),
                 PageKind::Reserved | PageKind::Other => stays("memory of the kernel or a device"),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a process gave back of a large folio keeps its content as long as the folio lives, and is in
+    /// no page table.
+    fn drop_rest_of_folio(&mut self, head: Gfn, reason: DropReason, owner: u32) -> Result<(), PlanError> {
+        for frame in self.kernel.compound_frames(head)?.map(Gfn) {
+            if self.table.owner_of(frame) == 0 && !self.table.is_kept(frame) {
+                self.table.set_owner(frame, owner);
+                self.table.drop_frame(frame, reason);
             }
         }
         Ok(())
