@@ -6,7 +6,7 @@
 mod support;
 
 use elision_qemu::Qmp;
-use elision_testbed::{Guest, GuestOptions, Spawn, Status};
+use elision_testbed::{Guest, GuestOptions, Spawn, Status, pages};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json as object};
 use std::fs::File;
@@ -64,6 +64,17 @@ struct Series {
     while_paused: u32,
     too_late: u32,
     slowest: Duration,
+}
+
+impl Series {
+    fn told(&self, rounds: u32) -> Vec<String> {
+        let Self { deaths, while_paused, too_late, slowest } = self;
+        vec![
+            "| savers | killed in time | while the VM was paused | had already finished | slowest resume, ms | images left |".into(),
+            "|---|---|---|---|---|---|".into(),
+            format!("| {rounds} | {deaths} | {while_paused} | {too_late} | {} | 0 |", slowest.as_millis()),
+        ]
+    }
 }
 
 impl Scene {
@@ -240,8 +251,7 @@ impl Shares {
 
 #[test]
 fn a_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
-    let all = std::env::var_os("ELISION_ALL").is_some_and(|v| v == "1");
-    let rounds = if all { 100 } else { 12 };
+    let rounds = if pages::in_full() { 100 } else { 12 };
     let mut shares = Shares::new();
     let mut scene = Scene::new();
     scene.undisturbed(); // the first compiles the kernel's profile
@@ -261,6 +271,9 @@ fn a_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
         scene.die(death, moment, &usual, &mut series);
     }
     println!("{series:?} of {rounds}; undisturbed {usual:?}");
+    if pages::in_full() {
+        pages::write_result("killed-savers", "Killed savers", &series.told(rounds)).expect("the page");
+    }
     assert!(series.deaths * 2 > rounds, "most saves were done before they were killed: {series:?}");
     assert!(series.while_paused * 4 >= rounds, "control: too few deaths in the pause: {series:?}");
     scene.ends_well();

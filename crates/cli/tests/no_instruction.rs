@@ -4,18 +4,20 @@
 
 mod support;
 
-use elision_testbed::{GuestOptions, Spawn, Status, counters};
+use elision_testbed::{GuestOptions, Spawn, Status, counters, pages};
 use std::time::Duration;
-use support::{Images, end_of, in_full, json, restore, save};
+use support::{Images, end_of, json, restore, save};
 
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Saves a guest with the processes that `start` starts, restores it `times` times, and checks each time.
+/// Gives a line of the report.
 fn restored_many_times(
+    name: &str,
     options: &GuestOptions,
     times: u32,
     start: impl FnOnce(&mut elision_testbed::Guest) -> Vec<(String, i32)>,
-) {
+) -> String {
     let mut guest = options.boot().expect("the guest boots");
     let processes = start(&mut guest);
     let images = Images::new();
@@ -55,18 +57,32 @@ fn restored_many_times(
         assert_eq!(moved(&mut restored), 0, "round {round}: somebody ran after the restore");
         assert!(restored.console_problems().is_empty(), "round {round}: {:?}", restored.console_problems());
     }
-    println!(
-        "{times} restores, {} processes, all gone {longest:?} of guest time after the stop",
-        processes.len()
-    );
     assert!(longest < END_LIMIT, "the last process ended only {longest:?} of guest time after the stop");
+    let millis = longest.as_millis();
+    let line = format!("| {name} | {times} | {} | 0 | {millis} |", processes.len());
+    println!("{line}");
+    line
+}
+
+const HEADER: [&str; 2] = [
+    "| guest | restores | excluded processes | that ran a user instruction | last end, ms of guest time |",
+    "|---|---|---|---|---|",
+];
+
+/// Writes the page of a test that ran in full.
+fn record(page: &str, title: &str, lines: Vec<String>) {
+    if pages::in_full() {
+        let lines: Vec<_> = HEADER.iter().map(|line| (*line).to_owned()).chain(lines).collect();
+        pages::write_result(page, title, &lines).expect("the page");
+    }
 }
 
 #[test]
 fn spinning_sleeping_blocked_and_with_64_threads() {
-    for vcpus in [1, 2] {
-        let times = if in_full() { 50 } else { 4 };
-        restored_many_times(&GuestOptions::new("6.1").vcpus(vcpus), times, |guest| {
+    let times = if pages::in_full() { 50 } else { 4 };
+    let guests = [1, 2].map(|vcpus| {
+        let name = format!("6.1, {vcpus} vCPUs: spinning, sleeping, blocked, 64 threads");
+        restored_many_times(&name, &GuestOptions::new("6.1").vcpus(vcpus), times, |guest| {
             ["spin", "sleep=5ms", "block", "threads=64"]
                 .iter()
                 .map(|mode| {
@@ -75,20 +91,23 @@ fn spinning_sleeping_blocked_and_with_64_threads() {
                     ((*mode).to_owned(), spawned.pid)
                 })
                 .collect()
-        });
-    }
+        })
+    });
+    record("no-instruction", "No instruction of an excluded process runs after a restore", guests.to_vec());
 }
 
 #[test]
 fn two_hundred_processes_at_once() {
-    let kernels: &[&str] = if in_full() { &["6.1", "6.12", "7"] } else { &["6.12"] };
-    for kernel in kernels {
-        let times = if in_full() { 10 } else { 2 };
-        restored_many_times(&GuestOptions::new(kernel), times, |guest| {
+    let kernels: &[&str] = if pages::in_full() { &["6.1", "6.12", "7"] } else { &["6.12"] };
+    let times = if pages::in_full() { 10 } else { 2 };
+    let guests = kernels.iter().map(|kernel| {
+        let name = format!("{kernel}, 2 vCPUs: 150 blocked, 50 sleeping for 10 ms");
+        restored_many_times(&name, &GuestOptions::new(kernel), times, |guest| {
             let spawn = |label: &str, mode: &str| Spawn::new(label, "stack", mode).uid(1234);
             let mut all = guest.control().crowd(150, &spawn("asleep", "block")).expect("a crowd");
             all.extend(guest.control().crowd(50, &spawn("awake", "sleep=10ms")).expect("a crowd"));
             all.into_iter().map(|s| (s.label, s.pid)).collect()
-        });
-    }
+        })
+    });
+    record("two-hundred-processes", "Two hundred excluded processes end at once", guests.collect());
 }

@@ -4,9 +4,9 @@
 mod support;
 
 use elision_memory::Ram;
-use elision_testbed::{GuestOptions, Spawn, Status, counters, kernels, search, secret};
+use elision_testbed::{GuestOptions, Spawn, Status, counters, kernels, pages, search, secret};
 use std::time::Duration;
-use support::{Images, copies, elision, end_of, in_full, json, restore, save};
+use support::{Images, copies, elision, end_of, json, restore, save};
 
 const PLACES: &str = "heap,stack,thp,thp-rest,shm,memfd,cow";
 /// How each excluded process behaves while it is saved.
@@ -110,7 +110,7 @@ fn whole_matrix() {
                 .flat_map(move |four_level| [512, 5120].map(|mib| (*kernel, vcpus, four_level, mib)))
         })
     });
-    let cases: Vec<_> = if in_full() { all.collect() } else { SHORT.to_vec() };
+    let cases: Vec<_> = if pages::in_full() { all.collect() } else { SHORT.to_vec() };
     let mut report = Vec::new();
     for (kernel, vcpus, four_level, mib) in cases {
         let mut options = GuestOptions::new(kernel).vcpus(vcpus).memory_mib(mib);
@@ -123,11 +123,12 @@ fn whole_matrix() {
         ));
         println!("{}", report.last().map_or("", String::as_str));
     }
-    if in_full() {
-        support::write_section(
+    if pages::in_full() {
+        pages::write_section(
             "docs/supported-kernels.md",
             "matrix",
             &HEADER.iter().map(|l| (*l).to_owned()).chain(report).collect::<Vec<_>>(),
-        );
+        )
+        .expect("the page");
     }
 }

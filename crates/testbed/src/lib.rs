@@ -30,6 +30,7 @@ mod initramfs;
 pub mod kernels;
 pub mod modules;
 mod options;
+pub mod pages;
 mod paths;
 mod qmp;
 pub mod search;

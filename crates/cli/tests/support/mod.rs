@@ -153,19 +153,3 @@ impl Window {
 pub(crate) fn runs(qmp: &mut Qmp) -> bool {
     qmp.execute("query-status", object!({})).expect("a status")["running"] == true
 }
-
-/// Whether the long form of the tests was asked for.
-pub(crate) fn in_full() -> bool {
-    std::env::var_os("ELISION_ALL").is_some()
-}
-
-/// Replaces the lines between `<!-- NAME -->` and `<!-- end of NAME -->` of a file of the repository.
-pub(crate) fn write_section(file: &str, name: &str, lines: &[String]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
-    let text = std::fs::read_to_string(&path).expect("the page");
-    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
-    let start = text.find(&begin).expect("where the section begins") + begin.len();
-    let stop = start + text[start..].find(&end).expect("where the section ends");
-    let new = format!("{}{}\n{}", &text[..start], lines.join("\n"), &text[stop..]);
-    std::fs::write(&path, new).expect("the page");
-}

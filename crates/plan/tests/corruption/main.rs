@@ -12,7 +12,7 @@ use elision_kernel::{Kernel, KernelError, ProfileCache};
 use elision_memory::{Gpa, Gva, Ram, RamLayout};
 use elision_plan::{Options, PlanError, Selection, VcpuState, plan};
 use elision_policy::Policy;
-use elision_testbed::{Error, Guest, GuestOptions, Spawn};
+use elision_testbed::{Error, Guest, GuestOptions, Spawn, pages};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::mpsc;
@@ -28,23 +28,19 @@ const WITHOUT_ROOTS: u64 = 4;
 /// The kernel's types and symbols are read anew only in some rounds.
 const WITHOUT_PROFILE: u64 = 10;
 
-fn in_full() -> bool {
-    std::env::var_os("ELISION_ALL").is_some()
-}
-
 #[test]
 fn damaged_copies_of_6_1_end_in_a_plan_or_an_error() -> Result<(), Error> {
-    damaged_copies("6.1", if in_full() { 1000 } else { 60 })
+    damaged_copies("6.1", if pages::in_full() { 1000 } else { 60 })
 }
 
 #[test]
 fn damaged_copies_of_6_12_end_in_a_plan_or_an_error() -> Result<(), Error> {
-    if in_full() { damaged_copies("6.12", 1000) } else { Ok(()) }
+    if pages::in_full() { damaged_copies("6.12", 1000) } else { Ok(()) }
 }
 
 #[test]
 fn damaged_copies_of_7_end_in_a_plan_or_an_error() -> Result<(), Error> {
-    if in_full() { damaged_copies("7", 1000) } else { Ok(()) }
+    if pages::in_full() { damaged_copies("7", 1000) } else { Ok(()) }
 }
 
 /// A stopped guest at rest, and what else a plan is made of.
@@ -73,6 +69,10 @@ fn damaged_copies(kernel: &str, rounds: u64) -> Result<(), Error> {
         tally.add(&ended);
     }
     println!("{kernel}: {tally}");
+    if pages::in_full() {
+        let title = format!("Plans on damaged copies of a guest's RAM, kernel {kernel}");
+        pages::write_result(&format!("corruption-{kernel}"), &title, &[format!("```text\n{tally}```")])?;
+    }
     let (plans, errors) = (tally.endings.get("plan").copied().unwrap_or(0), tally.endings.len() - 1);
     assert!(plans > 0 && errors >= 3, "control: damage must be felt, and not everywhere");
 
