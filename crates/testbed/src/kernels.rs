@@ -260,9 +260,7 @@ mod tests {
         assert_eq!(find_image(folder.path()), Some(folder.path().join("boot/vmlinuz-6")));
     }
 
-    /// Fetches package indexes: `cargo test -p elision-testbed -- --ignored`.
     #[test]
-    #[ignore = "needs a network"]
     fn the_machines_own_distribution_has_a_kernel() {
         let folder = tempfile::tempdir().unwrap();
         let text = own_paragraphs(&apt_sources::of_machine(Path::new("/etc/apt")));
