@@ -6,9 +6,7 @@ mod support;
 
 use elision_testbed::{GuestOptions, Spawn, Status, counters, pages};
 use std::time::Duration;
-use support::{Images, end_of, json, restore, save};
-
-const END_LIMIT: Duration = Duration::from_secs(2);
+use support::{Images, end_limit, end_of, json, restore, save};
 
 /// Saves a guest with the processes that `start` starts, restores it `times` times, and checks each time.
 /// Gives a line of the report.
@@ -57,7 +55,7 @@ fn restored_many_times(
         assert_eq!(moved(&mut restored), 0, "round {round}: somebody ran after the restore");
         assert!(restored.console_problems().is_empty(), "round {round}: {:?}", restored.console_problems());
     }
-    assert!(longest < END_LIMIT, "the last process ended only {longest:?} of guest time after the stop");
+    assert!(longest < end_limit(), "the last process ended only {longest:?} of guest time after the stop");
     let millis = longest.as_millis();
     let line = format!("| {name} | {times} | {} | 0 | {millis} |", processes.len());
     println!("{line}");

@@ -6,13 +6,11 @@ mod support;
 use elision_memory::Ram;
 use elision_testbed::{GuestOptions, Spawn, Status, counters, kernels, pages, search, secret};
 use std::time::Duration;
-use support::{Images, copies, elision, end_of, json, restore, save};
+use support::{Images, copies, elision, end_limit, end_of, json, restore, save};
 
 const PLACES: &str = "heap,stack,thp,thp-rest,shm,memfd,cow";
 /// How each excluded process behaves while it is saved.
 const MODES: [&str; 5] = ["spin", "sleep", "block", "threads", "fork"];
-/// Guest time within which every excluded process must have ended.
-const END_LIMIT: Duration = Duration::from_secs(2);
 
 const HEADER: [&str; 2] = [
     "| kernel | vCPUs | levels | MiB | copies before (excluded, ended) | after | bystander before | after | longest end, ms |",
@@ -73,7 +71,7 @@ fn whole_job(options: &GuestOptions, name: &str) -> String {
             Status::Signalled { signal: 9, at_ns } => {
                 let took = Duration::from_nanos(at_ns.saturating_sub(stopped_at));
                 longest = longest.max(took);
-                assert!(took < END_LIMIT, "{}: ended only {took:?} of guest time after the stop", MODES[i]);
+                assert!(took < end_limit(), "{}: ended only {took:?} of guest time after the stop", MODES[i]);
             }
             other => panic!("{} after the restore: {other:?}", MODES[i]),
         }

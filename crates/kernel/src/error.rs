@@ -28,6 +28,17 @@ pub enum KernelError {
     /// The kernel's symbol table is missing or broken.
     #[error("The guest's kernel has no usable symbol table")]
     Symbols(#[from] KallsymsError),
+    /// There is not enough memory to borrow for ending so many processes.
+    #[error(
+        "{asked} processes are to be ended at once, but the stacks of the guest's kernel threads have room for {room}. \
+         Exclude fewer processes"
+    )]
+    TooMany {
+        /// Processes to be ended.
+        asked: usize,
+        /// How many can be.
+        room: usize,
+    },
     /// A pointer led outside the guest's memory.
     #[error("Kernel memory at {at} is not readable while looking at {what}")]
     Unreadable {

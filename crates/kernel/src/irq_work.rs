@@ -43,9 +43,6 @@ const SHALLOW: u64 = 12 << 10;
 const STRIDE: u64 = 128;
 const WHAT: &str = "interrupt work list";
 
-/// More processes than this are not ended at once.
-pub const SIGNAL_WORK_LIMIT: usize = 1 << 16;
-
 /// Items to be written into the copy.
 #[derive(Clone, Debug, Default)]
 pub struct SignalWork {
@@ -89,13 +86,11 @@ impl Kernel<'_> {
         let cpu0 = *self.per_cpu.first().ok_or(KernelError::Incomplete("per-CPU areas"))?;
         let list = self.require("lazy_list")?.wrapping_add(cpu0);
         let mut head = self.pointer(list, WHAT)?;
-        let mut slots = self.borrowed_slots(all)?;
-        for victim in victims {
-            let slot = slots.next().ok_or(KernelError::Torn {
-                what: WHAT,
-                at: list,
-                why: "more processes are to be ended than the stacks of kernel threads have room for",
-            })?;
+        let slots = self.borrowed_slots(all)?;
+        if slots.len() < victims.len() {
+            return Err(KernelError::TooMany { asked: victims.len(), room: slots.len() });
+        }
+        for (victim, slot) in victims.iter().zip(slots) {
             let at = |offset: u64| slot.wrapping_add(offset);
             let usage = victim.leader.wrapping_add(layout.usage);
             let zeros = WordEdit { at: slot, bytes: vec![0; usize::try_from(STRIDE).unwrap_or(0)] };
@@ -117,7 +112,7 @@ impl Kernel<'_> {
         Ok(work)
     }
 
-    fn borrowed_slots(&self, all: &[Process]) -> Result<impl Iterator<Item = Gva>, KernelError> {
+    fn borrowed_slots(&self, all: &[Process]) -> Result<Vec<Gva>, KernelError> {
         let mut lenders: Vec<_> = all.iter().filter(|p| p.kernel_thread && !p.worker).collect();
         lenders.sort_by_key(|p| p.pid);
         let mut slots = Vec::new();
@@ -132,6 +127,6 @@ impl Kernel<'_> {
                 );
             }
         }
-        Ok(slots.into_iter())
+        Ok(slots)
     }
 }

@@ -41,7 +41,7 @@ mod vmas;
 pub use cpus::{Cpu, FpuOwner};
 pub use error::KernelError;
 pub use fpu::FpuArea;
-pub use irq_work::{SIGNAL_WORK_LIMIT, SignalWork};
+pub use irq_work::SignalWork;
 pub use page::{Page, PageKind};
 pub use profile::{Profile, ProfileCache};
 pub use pte::{Entry, Pte};

@@ -21,7 +21,6 @@ layout! {
         pcp_list: optional("page", &["pcp_list"]),
         reserved: enumerator("PG_reserved"),
         swap_backed: enumerator("PG_swapbacked"),
-        head: enumerator("PG_head"),
         slab_flag: enumerator("PG_slab"),
         slab_type: enumerator("PGTY_slab"),
     }

@@ -8,7 +8,6 @@ layout! {
     pub(crate) struct PathLayout {
         file_dentry: offset("file", &["f_path.dentry"]),
         file_mnt: offset("file", &["f_path.mnt"]),
-        file_inode: offset("file", &["f_inode"]),
         file_mapping: offset("file", &["f_mapping"]),
         dentry_parent: offset("dentry", &["d_parent"]),
         name: offset("dentry", &["d_name.name"]),
