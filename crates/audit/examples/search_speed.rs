@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let needles = Needles::new(&Secrets::from_bytes(secrets.iter().map(String::as_bytes))?)?;
     for _ in 0..3 {
         let start = Instant::now();
-        let report = needles.search_ram(&ram, 10)?;
+        let report = needles.search_ram(&ram, 10, &|_| ())?;
         let seconds = start.elapsed().as_secs_f64();
         let findings = report.findings.len();
         println!(

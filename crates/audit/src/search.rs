@@ -22,7 +22,12 @@ const CHUNK: u64 = 1 << 20;
 
 impl Needles {
     /// Searches guest memory, of a running VM or of an image; lists the first `most` places of each finding.
-    pub fn search_ram(&self, ram: &Ram, most: usize) -> Result<Report, AuditError> {
+    pub fn search_ram(
+        &self,
+        ram: &Ram,
+        most: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Report, AuditError> {
         let read = |offset: u64, out: &mut [u8]| {
             let done = ram.read_file(FileOffset(offset), out);
             done.then_some(()).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
@@ -32,20 +37,25 @@ impl Needles {
             Some(gpa) => Place::Ram { gpa },
             None => Place::RamFile { offset: FileOffset(offset) },
         };
-        let mut tally = self.search(&populated, ram.file_len(), &read, &place, most)?;
+        let mut tally = self.search(&populated, ram.file_len(), &read, &place, most, progress)?;
         for border in borders(ram.layout()) {
             tally = tally.merge(self.search_border(ram, border, most)?, most);
         }
         Ok(tally.into_report(ram.file_len()))
     }
 
-    /// Searches a file, such as device state.
-    pub fn search_file(&self, file: &File, most: usize) -> Result<Report, AuditError> {
+    /// Searches a file, such as device state. `progress` is told of bytes as they are done, from several threads.
+    pub fn search_file(
+        &self,
+        file: &File,
+        most: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Report, AuditError> {
         let len = file.metadata().map_err(|source| AuditError::Source { offset: 0, source })?.len();
         let read = |offset: u64, out: &mut [u8]| file.read_exact_at(out, offset);
         let place = |offset| Place::State { offset };
         let whole = Range { start: 0, end: len };
-        Ok(self.search(&[whole], len, &read, &place, most)?.into_report(len))
+        Ok(self.search(&[whole], len, &read, &place, most, progress)?.into_report(len))
     }
 
     /// Searches bytes.
@@ -64,6 +74,7 @@ impl Needles {
         read: &(dyn Fn(u64, &mut [u8]) -> io::Result<()> + Sync),
         place: &(dyn Fn(u64) -> Place + Sync),
         most: usize,
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Tally, AuditError> {
         let reach = self.reach() as u64;
         let chunks: Vec<Range<u64>> = parts
@@ -91,6 +102,7 @@ impl Needles {
                 self.find(buf, within(chunk.start)..within(chunk.end), &mut |hit| {
                     tally.add(hit, place(from + hit.start as u64), most);
                 });
+                progress(chunk.end - chunk.start);
                 Ok(tally)
             })
             .try_reduce(Tally::default, |a, b| Ok(a.merge(b, most)))

@@ -130,7 +130,7 @@ fn memory_is_searched_across_pages_chunks_holes_and_regions() {
         (65 * PAGE, b"go"),
     ];
     let ram = Ram::shared(&ram_file(writes, 5 * mib), layout).unwrap();
-    let report = needles(&[SECRET, b"absent secret", &zeros]).search_ram(&ram, 9).unwrap();
+    let report = needles(&[SECRET, b"absent secret", &zeros]).search_ram(&ram, 9, &|_| ()).unwrap();
     assert_eq!(counts(&report, 0), [(Encoding::Raw, 5)]);
     let at = |gpa: u64| Place::Ram { gpa: Gpa(gpa) };
     assert_eq!(
@@ -154,7 +154,7 @@ fn a_secret_that_runs_into_a_hole_is_found() {
     let other = [[0; 12].as_slice(), b"go"].concat();
     let ram =
         Ram::shared(&ram_file(&[(64 * PAGE - 3, b"end"), (128 * PAGE, b"go")], 1 << 20), layout).unwrap();
-    let report = needles(&[&secret, &other]).search_ram(&ram, 9).unwrap();
+    let report = needles(&[&secret, &other]).search_ram(&ram, 9, &|_| ()).unwrap();
     assert_eq!((report.count(0), report.count(1)), (1, 1), "{report:?}");
 }
 
@@ -166,7 +166,7 @@ fn searching_a_vm_allocates_no_holes_of_its_memory() {
     file.write_all_at(SECRET, 32 << 20).unwrap();
     let before = blocks(&file);
     let ram = Ram::shared(&file, RamLayout::flat(64 << 20).unwrap()).unwrap();
-    assert_eq!(needles(&[SECRET]).search_ram(&ram, 9).unwrap().count(0), 1);
+    assert_eq!(needles(&[SECRET]).search_ram(&ram, 9, &|_| ()).unwrap().count(0), 1);
     // At most the neighbours of what is there are touched.
     assert!(blocks(&file) <= before + 16, "{before} blocks became {}", blocks(&file));
 }
@@ -174,7 +174,7 @@ fn searching_a_vm_allocates_no_holes_of_its_memory() {
 #[test]
 fn files_are_searched() {
     let file = ram_file(&[(3 << 20, SECRET), ((5 << 20) - 4, SECRET)], 6 << 20);
-    let report = needles(&[SECRET]).search_file(&file, 9).unwrap();
+    let report = needles(&[SECRET]).search_file(&file, 9, &|_| ()).unwrap();
     assert_eq!(
         report.findings[0].places,
         [Place::State { offset: 3 << 20 }, Place::State { offset: (5 << 20) - 4 }]

@@ -61,14 +61,23 @@ impl Output {
 
     /// A sign of life for work whose length is not known. Drawn only for people at a terminal.
     pub(crate) fn spinner(&self, what: &'static str) -> ProgressBar {
-        let bar = ProgressBar::no_length().with_message(what);
-        let shown = !self.json && io::stderr().is_terminal();
-        bar.set_draw_target(if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-            bar.set_style(style);
-        }
+        let bar = self.bar(ProgressBar::no_length(), "{spinner} {msg} {elapsed}", what);
         bar.enable_steady_tick(Duration::from_millis(120));
         bar
+    }
+
+    /// A bar over `total` bytes. Drawn only for people at a terminal.
+    pub(crate) fn progress(&self, what: &'static str, total: u64) -> ProgressBar {
+        self.bar(ProgressBar::new(total), "{msg:20} [{bar:30}] {percent:>3}% of {total_bytes} {eta}", what)
+    }
+
+    fn bar(&self, bar: ProgressBar, style: &str, what: &'static str) -> ProgressBar {
+        let shown = !self.json && io::stderr().is_terminal();
+        bar.set_draw_target(if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.with_message(what)
     }
 }
 

@@ -60,7 +60,7 @@ fn fixture() -> Fixture {
         times: Times::default(),
         files: Files::default(),
     };
-    writer.finish(manifest).unwrap();
+    writer.finish(manifest, &|_| ()).unwrap();
     fs::write(folder.path().join("left-out"), [LEFT_OUT, b"\n"].concat()).unwrap();
     fs::write(folder.path().join("kept"), [b"unknown-secret\n", KEPT, b"\n"].concat()).unwrap();
     Fixture { folder, image }

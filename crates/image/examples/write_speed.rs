@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         writer.write_state(b"")?;
         writer.write_exclusions(&Plan::default())?;
         let start = Instant::now();
-        writer.finish(Manifest {
+        let manifest = Manifest {
             format: 0,
             elision_version: env!("CARGO_PKG_VERSION").into(),
             created: timestamp(SystemTime::now()),
@@ -47,7 +47,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             completeness: Completeness::Complete,
             times: Times::default(),
             files: Files::default(),
-        })?;
+        };
+        writer.finish(manifest, &|_| ())?;
         let mib = |bytes: u64| f64::from(u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
         println!(
             "{threads} threads: {:.0} MiB of RAM, {:.0} MiB written in {:.0} ms = {:.0} MiB/s of RAM; checksums and sync {:.0} ms",

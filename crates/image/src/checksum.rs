@@ -39,6 +39,7 @@ pub(crate) fn chunk_hashes(
     len: u64,
     chunk: u64,
     data: &[Range<FileOffset>],
+    progress: &(dyn Fn(u64) + Sync),
 ) -> io::Result<Vec<Hash>> {
     let empty = zeros(chunk.min(len));
     (0..len.div_ceil(chunk))
@@ -47,13 +48,15 @@ pub(crate) fn chunk_hashes(
             let start = i * chunk;
             let end = (start + chunk).min(len);
             let next = data.partition_point(|part| part.end.0 <= start);
-            if data.get(next).is_some_and(|part| part.start.0 < end) {
+            let hash = if data.get(next).is_some_and(|part| part.start.0 < end) {
                 hash_range(file, start..end)
             } else if end - start == chunk.min(len) {
                 Ok(empty)
             } else {
                 Ok(zeros(end - start))
-            }
+            };
+            progress(end - start);
+            hash
         })
         .collect()
 }
@@ -115,10 +118,10 @@ mod tests {
         let len = 2 * MIN_CHUNK + 4096;
         file.set_len(len).unwrap();
         file.write_all_at(b"data", MIN_CHUNK + 5).unwrap();
-        let all = chunk_hashes(&file, len, MIN_CHUNK, &[FileOffset(0)..FileOffset(len)]).unwrap();
+        let all = chunk_hashes(&file, len, MIN_CHUNK, &[FileOffset(0)..FileOffset(len)], &|_| ()).unwrap();
         let known = [FileOffset(MIN_CHUNK)..FileOffset(MIN_CHUNK + 4096)];
-        assert_eq!(chunk_hashes(&file, len, MIN_CHUNK, &known).unwrap(), all);
-        assert_ne!(chunk_hashes(&file, len, MIN_CHUNK, &[]).unwrap(), all, "control: data counts");
+        assert_eq!(chunk_hashes(&file, len, MIN_CHUNK, &known, &|_| ()).unwrap(), all);
+        assert_ne!(chunk_hashes(&file, len, MIN_CHUNK, &[], &|_| ()).unwrap(), all, "control: data counts");
         assert_eq!(all[2], blake3::hash(&[0; 4096]));
     }
 

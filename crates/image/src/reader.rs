@@ -87,8 +87,10 @@ impl Image {
     }
 
     /// Checks everything that can be checked without restoring. No problem means an empty list.
-    pub fn verify(&self) -> Result<Vec<Problem>, ImageError> {
-        verify::verify(self)
+    ///
+    /// `progress` is told of bytes of RAM as they are done, from several threads.
+    pub fn verify(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<Vec<Problem>, ImageError> {
+        verify::verify(self, progress)
     }
 
     pub(crate) fn open_file(&self, name: &str, expected: u64) -> Result<File, ImageError> {

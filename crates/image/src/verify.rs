@@ -69,11 +69,11 @@ impl fmt::Display for Problem {
     }
 }
 
-pub(crate) fn verify(image: &Image) -> Result<Vec<Problem>, ImageError> {
+pub(crate) fn verify(image: &Image, progress: &(dyn Fn(u64) + Sync)) -> Result<Vec<Problem>, ImageError> {
     let mut problems = Vec::new();
     let ram = image.ram()?;
     let populated = ram.populated();
-    check_ram(image, &populated, &mut problems)?;
+    check_ram(image, &populated, &mut problems, progress)?;
     let files = &image.manifest().files;
     for (name, sum) in [(STATE, &files.state), (EXCLUSIONS, &files.exclusions)] {
         let file = image.open_file(name, sum.bytes)?;
@@ -100,6 +100,7 @@ fn check_ram(
     image: &Image,
     populated: &[Range<FileOffset>],
     problems: &mut Vec<Problem>,
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), ImageError> {
     let sums = &image.manifest().files.ram;
     let file = image.open_file(RAM, sums.bytes)?;
@@ -110,7 +111,7 @@ fn check_ram(
     if mapped < sums.bytes {
         data.push(FileOffset(mapped)..FileOffset(sums.bytes));
     }
-    let found = checksum::chunk_hashes(&file, sums.bytes, sums.chunk_bytes, &data)
+    let found = checksum::chunk_hashes(&file, sums.bytes, sums.chunk_bytes, &data, progress)
         .map_err(|e| ImageError::io("read", &image.ram_path(), e))?;
     let differing = (0_u64..).zip(expected.iter().zip(&found)).filter(|(_, (a, b))| a != b);
     problems.extend(differing.take(LISTED).map(|(i, _)| {

@@ -74,8 +74,12 @@ impl ImageWriter {
     /// Makes the image whole and gives it its name: checksums, manifest, sync, rename.
     ///
     /// `format`, `files` and `times.total_ms` of the manifest are filled in here. Returns the manifest
-    /// as it was written.
-    pub fn finish(mut self, mut manifest: Manifest) -> Result<Manifest, ImageError> {
+    /// as it was written. `progress` is told of bytes of RAM as their checksums are done, from several threads.
+    pub fn finish(
+        mut self,
+        mut manifest: Manifest,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Manifest, ImageError> {
         let (ram, data) = self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
         let state = self.state.take().ok_or(ImageError::Unfinished(STATE))?;
         let exclusions = self.exclusions.take().ok_or(ImageError::Unfinished(EXCLUSIONS))?;
@@ -85,7 +89,7 @@ impl ImageWriter {
                 self.sync(&state, STATE)?;
                 self.sync(&exclusions, EXCLUSIONS)
             });
-            let sums = self.sum_ram(&data);
+            let sums = self.sum_ram(&data, progress);
             (sync.join().unwrap_or(Err(ImageError::Unfinished(RAM))), sums)
         });
         synced?;
@@ -106,11 +110,15 @@ impl ImageWriter {
         Ok(manifest)
     }
 
-    fn sum_ram(&self, data: &[Range<FileOffset>]) -> Result<RamFile, ImageError> {
+    fn sum_ram(
+        &self,
+        data: &[Range<FileOffset>],
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<RamFile, ImageError> {
         let file = self.open(RAM)?;
         let meta = file.metadata().map_err(|e| self.failed("look at", RAM, e))?;
         let chunk_bytes = checksum::chunk_bytes(meta.len());
-        let chunks = checksum::chunk_hashes(&file, meta.len(), chunk_bytes, data)
+        let chunks = checksum::chunk_hashes(&file, meta.len(), chunk_bytes, data, progress)
             .map_err(|e| self.failed("read back", RAM, e))?;
         Ok(RamFile {
             bytes: meta.len(),

@@ -40,7 +40,7 @@ fn a_target_that_appears_meanwhile_is_not_replaced() {
     writer.write_state(b"").unwrap();
     writer.write_exclusions(&Plan::default()).unwrap();
     fs::create_dir(&target).unwrap();
-    assert!(matches!(writer.finish(manifest()), Err(ImageError::Exists(_))));
+    assert!(matches!(writer.finish(manifest(), &|_| ()), Err(ImageError::Exists(_))));
     assert_eq!(names(dir.path()), ["image"]);
     assert!(names(&target).is_empty());
 }
@@ -68,7 +68,7 @@ fn an_unfinished_image_vanishes_when_dropped() {
     assert!(names(dir.path()).is_empty());
 
     let writer = ImageWriter::create(&target).unwrap();
-    assert!(matches!(writer.finish(manifest()), Err(ImageError::Unfinished("ram.img"))));
+    assert!(matches!(writer.finish(manifest(), &|_| ()), Err(ImageError::Unfinished("ram.img"))));
     assert!(names(dir.path()).is_empty());
 }
 
@@ -123,14 +123,14 @@ fn of_many_savers_to_one_target_one_wins() {
                 writer.write_exclusions(&Plan::default())?;
                 let manifest =
                     elision_image::Manifest { ram_layout: RamLayout::flat(PAGE).unwrap(), ..manifest() };
-                writer.finish(manifest).map(drop)
+                writer.finish(manifest, &|_| ()).map(drop)
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(save)).collect();
             threads.into_iter().filter_map(|t| t.join().unwrap().ok()).count()
         });
         assert!(wins <= 1, "{wins} savers believe that they wrote the image");
         if wins == 1 {
-            assert_eq!(Image::open(&target).unwrap().verify().unwrap(), []);
+            assert_eq!(Image::open(&target).unwrap().verify(&|_| ()).unwrap(), []);
             fs::remove_dir_all(&target).unwrap();
         }
         assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));

@@ -84,7 +84,7 @@ fn manifests_are_checked() {
     bad(|m| m["files"]["state"]["bytes"] = 3.into(), "but the manifest says 3");
     // Another version of the same format may add fields.
     let image = edit_manifest(&f.image, |m| m["later"] = 1.into()).unwrap();
-    assert_eq!(image.verify().unwrap(), []);
+    assert_eq!(image.verify(&|_| ()).unwrap(), []);
     fs::write(f.image.join("manifest.json"), &whole).unwrap();
     cut(&f.image.join("manifest.json"));
     cut(&f.image.join("manifest.json"));
@@ -97,13 +97,16 @@ fn changed_bytes_are_found_by_their_chunk() {
     change(&f.image.join("ram.img"), 5 << 20, b"changed");
     let image = Image::open(&f.image).unwrap();
     let chunk = Problem::RamChunk { offset: FileOffset(4 << 20), len: 4 << 20 };
-    assert_eq!(image.verify().unwrap(), [chunk]);
+    assert_eq!(image.verify(&|_| ()).unwrap(), [chunk]);
     let f = fixture();
     change(&f.image.join("state.bin"), 0, b"D");
-    assert_eq!(Image::open(&f.image).unwrap().verify().unwrap(), [Problem::Checksum { file: "state.bin" }]);
+    assert_eq!(
+        Image::open(&f.image).unwrap().verify(&|_| ()).unwrap(),
+        [Problem::Checksum { file: "state.bin" }]
+    );
     let f = fixture();
     let image = edit_manifest(&f.image, |m| m["files"]["ram"]["root"] = "00".into()).unwrap();
-    assert_eq!(image.verify().unwrap(), [Problem::Checksum { file: "ram.img" }]);
+    assert_eq!(image.verify(&|_| ()).unwrap(), [Problem::Checksum { file: "ram.img" }]);
 }
 
 #[test]
@@ -111,7 +114,7 @@ fn data_in_a_dropped_frame_is_found() {
     let f = fixture();
     change(&f.image.join("ram.img"), 0x250 * PAGE + 7, b"secret");
     change(&f.image.join("ram.img"), 4 * PAGE + 30, b"secret");
-    let problems = Image::open(&f.image).unwrap().verify().unwrap();
+    let problems = Image::open(&f.image).unwrap().verify(&|_| ()).unwrap();
     let reason = elision_plan::DropReason::Anonymous;
     assert!(problems.contains(&Problem::NotDropped { gfn: Gfn(0x250), reason }), "{problems:?}");
     assert!(problems.contains(&Problem::NotZeroed { gpa: Gpa(4 * PAGE + 30) }), "{problems:?}");
@@ -124,7 +127,7 @@ fn a_damaged_map_is_found() {
     change(&f.image.join("exclusions.bin"), 50, &[0xff; 8]);
     let image = Image::open(&f.image).unwrap();
     assert!(matches!(image.exclusions(), Err(ImageError::Exclusions { .. })));
-    let problems = image.verify().unwrap();
+    let problems = image.verify(&|_| ()).unwrap();
     assert!(problems.contains(&Problem::Checksum { file: "exclusions.bin" }));
     assert!(matches!(problems.last(), Some(Problem::Exclusions { .. })), "{problems:?}");
 }

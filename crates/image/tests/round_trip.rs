@@ -22,7 +22,7 @@ fn every_page_is_kept_dropped_or_changed_as_planned() {
         assert_eq!(*image.manifest(), written);
         assert_eq!(image.state().unwrap(), b"device state");
         assert_eq!(image.exclusions().unwrap(), Exclusions::from(&plan));
-        assert_eq!(image.verify().unwrap(), []);
+        assert_eq!(image.verify(&|_| ()).unwrap(), []);
 
         let copy = image.ram().unwrap();
         let mut page = [0; PAGE_SIZE];
@@ -78,7 +78,7 @@ fn dropped_and_zero_pages_take_no_room() {
     assert_eq!(stats.ram, stats.dropped + stats.zero + stats.written);
     writer.write_state(b"").unwrap();
     writer.write_exclusions(&plan).unwrap();
-    let manifest = writer.finish(manifest()).unwrap();
+    let manifest = writer.finish(manifest(), &|_| ()).unwrap();
 
     let image = Image::open(&target).unwrap();
     let meta = std::fs::metadata(image.ram_path()).unwrap();
@@ -123,7 +123,7 @@ fn a_private_view_of_an_image_leaves_the_image_alone() {
     save(&target, &Ram::shared(&source(), layout()).unwrap(), &plan(), 1);
     let image = Image::open(&target).unwrap();
     image.ram().unwrap().poke(Gpa(4 * PAGE), b"changed").unwrap();
-    assert_eq!(image.verify().unwrap(), []);
+    assert_eq!(image.verify(&|_| ()).unwrap(), []);
 }
 
 #[test]

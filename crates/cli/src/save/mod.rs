@@ -54,14 +54,14 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     bar.finish_and_clear();
     let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;
 
-    let bar = out.spinner("syncing the image");
     let devices = devices::redact(&mut state, &policy, &selection, &outcome.vcpus)?;
     let mut bytes = Vec::new();
     state.write_to(&mut bytes)?;
     writer.write_state(&bytes)?;
     writer.write_exclusions(&outcome.plan)?;
     let manifest = manifest(&mut vm, &kernel, &policy, outcome.plan.summary, outcome.vcpus.len(), pause)?;
-    let manifest = writer.finish(manifest);
+    let bar = out.progress("syncing the image", vm.ram().file_len);
+    let manifest = writer.finish(manifest, &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let manifest = manifest?;
     if let Err(error) = guardian.dismiss() {

@@ -50,19 +50,20 @@ struct Wanted {
 pub(crate) fn run(args: &AuditArgs, out: &mut Output) -> Result<Exit, Failure> {
     let wanted = wanted(args)?;
     let mut searched = Vec::new();
-    let bar = out.spinner("searching");
     if let Some(dir) = &args.image {
         let image = Image::open(dir)?;
         let ram = image.ram()?;
-        searched.push(search(&image.ram_path(), &wanted, |needles| Ok(needles.search_ram(&ram, PLACES)?))?);
+        let bytes = ram.populated().iter().map(|part| part.end.0 - part.start.0).sum();
+        searched.push(search(&image.ram_path(), bytes, &wanted, out, |needles, progress| {
+            Ok(needles.search_ram(&ram, PLACES, progress)?)
+        })?);
         for name in [STATE, MANIFEST, EXCLUSIONS] {
-            searched.push(search_file(&dir.join(name), &wanted)?);
+            searched.push(search_file(&dir.join(name), &wanted, out)?);
         }
     }
     for path in &args.files {
-        searched.push(search_file(path, &wanted)?);
+        searched.push(search_file(path, &wanted, out)?);
     }
-    bar.finish_and_clear();
     let clean = searched.iter().all(|file| file.findings.is_empty());
     let secrets = wanted.iter().map(|w| w.secrets).sum();
     out.result(&Audited { clean, secrets, searched }, human)?;
@@ -79,19 +80,26 @@ fn wanted(args: &AuditArgs) -> Result<Vec<Wanted>, Failure> {
     all.collect()
 }
 
-fn search_file(path: &Path, wanted: &[Wanted]) -> Result<Searched, Failure> {
+fn search_file(path: &Path, wanted: &[Wanted], out: &Output) -> Result<Searched, Failure> {
     let file = File::open(path).map_err(|e| Failure::io("open", path, &e).with_exit(Exit::Usage))?;
-    search(path, wanted, |needles| Ok(needles.search_file(&file, PLACES)?))
+    let bytes = file.metadata().map_err(|e| Failure::io("look at", path, &e))?.len();
+    search(path, bytes, wanted, out, |needles, progress| Ok(needles.search_file(&file, PLACES, progress)?))
 }
 
+/// Searches one file of so many bytes for the secrets of each list.
 fn search(
     path: &Path,
+    bytes: u64,
     wanted: &[Wanted],
-    report: impl Fn(&Needles) -> Result<Report, Failure>,
+    out: &Output,
+    report: impl Fn(&Needles, &(dyn Fn(u64) + Sync)) -> Result<Report, Failure>,
 ) -> Result<Searched, Failure> {
     let mut searched = Searched { file: path.to_owned(), bytes: 0, findings: Vec::new() };
     for secrets in wanted {
-        let report = report(&secrets.needles)?;
+        let bar = out.progress("searching", bytes);
+        let report = report(&secrets.needles, &|bytes| bar.inc(bytes));
+        bar.finish_and_clear();
+        let report = report?;
         searched.bytes = report.searched;
         searched.findings.extend(report.findings.into_iter().map(|finding| Found {
             secret_file: secrets.file.clone(),

@@ -26,8 +26,8 @@ struct Described {
 
 pub(crate) fn run(args: &VerifyArgs, out: &mut Output) -> Result<Exit, Failure> {
     let image = Image::open(&args.image)?;
-    let bar = out.spinner("verifying");
-    let problems = image.verify();
+    let bar = out.progress("verifying", image.manifest().files.ram.bytes);
+    let problems = image.verify(&|bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let described = problems?.into_iter().map(|problem| Described { message: problem.to_string(), problem });
     let problems: Vec<Described> = described.collect();

@@ -94,5 +94,5 @@ pub(crate) fn save(target: &Path, ram: &Ram, plan: &Plan, threads: usize) -> Man
     writer.write_ram(ram, plan, threads).unwrap();
     writer.write_state(b"device state").unwrap();
     writer.write_exclusions(plan).unwrap();
-    writer.finish(manifest()).unwrap()
+    writer.finish(manifest(), &|_| ()).unwrap()
 }
