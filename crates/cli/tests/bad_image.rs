@@ -3,7 +3,7 @@
 mod support;
 
 use elision_qemu::Qmp;
-use elision_testbed::{GuestOptions, RamMode, Spawn, secret};
+use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, secret};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -62,7 +62,7 @@ impl Scene {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.join("qmp")
+        Endpoints::new(&self.folder).qmp_socket()
     }
 
     /// Every verb refuses the image, and no QEMU is left.
