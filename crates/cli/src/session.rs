@@ -41,7 +41,7 @@ pub(crate) fn retry<T>(mut attempt: impl FnMut() -> Result<T, KernelError>) -> R
     const TRIES: u32 = 5;
     for i in 1..TRIES {
         match attempt() {
-            Err(error) if is_transient(&error) => {
+            Err(error) if error.is_transient() => {
                 tracing::debug!(%error, "the guest changed while it was read");
                 std::thread::sleep(Duration::from_millis(1 << i));
             }
@@ -49,11 +49,6 @@ pub(crate) fn retry<T>(mut attempt: impl FnMut() -> Result<T, KernelError>) -> R
         }
     }
     attempt()
-}
-
-/// Whether the error may come from reading while the guest runs.
-pub(crate) fn is_transient(error: &KernelError) -> bool {
-    matches!(error, KernelError::Torn { .. } | KernelError::Unreadable { .. } | KernelError::Walk(_))
 }
 
 /// Does some work while the VM stands still, and gives the result with the length of the pause.

@@ -64,3 +64,11 @@ pub enum KernelError {
     #[error("Guest memory cannot be read")]
     Memory(#[from] MemoryError),
 }
+
+impl KernelError {
+    /// Whether the guest may have been read in the middle of a change: a later look may succeed.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Torn { .. } | Self::Unreadable { .. } | Self::Walk(_))
+    }
+}

@@ -1,7 +1,7 @@
 //! The steps of planning, in order.
 
 use crate::frames::FrameSurvey;
-use crate::threads::{Edits, frames_edited, kept_fpus};
+use crate::threads::{Edits, kept_fpus};
 use crate::vcpus::Vcpus;
 use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
 use elision_kernel::{Kernel, Process};
@@ -66,8 +66,8 @@ pub fn plan(
     let drops = survey.table.into_runs(&mut summary);
     let plan = Plan { drops, edits, summary };
     // Kernel memory is neither free nor a process's: a plan that says so was misled by the guest.
-    if let Some(gpa) = frames_edited(&plan.edits).into_iter().find(|gpa| plan.drop_of(gpa.gfn()).is_some()) {
-        return Err(PlanError::Contradiction { gpa });
+    if let Some(edit) = plan.edits.iter().find(|edit| plan.drop_of(edit.gpa.gfn()).is_some()) {
+        return Err(PlanError::Contradiction { gpa: edit.gpa.gfn().gpa() });
     }
     Ok(Outcome { plan, vcpus: actions })
 }

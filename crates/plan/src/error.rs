@@ -61,14 +61,10 @@ impl PlanError {
     /// Whether the same question may have an answer once the guest has run on for a moment.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::Busy { .. }
-                | Self::VcpuBusy { .. }
-                | Self::Contradiction { .. }
-                | Self::Kernel(
-                    KernelError::Torn { .. } | KernelError::Unreadable { .. } | KernelError::Walk(_)
-                )
-        )
+        match self {
+            Self::Busy { .. } | Self::VcpuBusy { .. } | Self::Contradiction { .. } => true,
+            Self::Kernel(error) => error.is_transient(),
+            Self::NoMatch { .. } | Self::Indispensable { .. } | Self::Unaccounted(_) => false,
+        }
     }
 }

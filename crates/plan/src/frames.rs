@@ -71,6 +71,10 @@ impl FrameTable {
         (first.0..end).map(Gfn)
     }
 
+    fn is_dropped(&self, gfn: Gfn) -> bool {
+        index(gfn).and_then(|i| self.reason.get(i)).is_some_and(Option::is_some)
+    }
+
     fn is_kept(&self, gfn: Gfn) -> bool {
         index(gfn).and_then(|i| self.kept.get(i)).copied().unwrap_or(true)
     }
@@ -291,9 +295,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
     fn decide(&mut self, summary: &mut PlanSummary) -> Result<(), PlanError> {
         let mut folios = BTreeSet::new();
         for frame in (0..self.kernel.ram().layout().frame_limit().0).map(Gfn) {
-            if self.table.owner_of(frame) == 0
-                || self.table.reason[usize::try_from(frame.0).unwrap_or(0)].is_some()
-            {
+            if self.table.owner_of(frame) == 0 || self.table.is_dropped(frame) {
                 continue;
             }
             let mut stays = |what: &str| *summary.kept_frames.entry(what.to_owned()).or_default() += 1;

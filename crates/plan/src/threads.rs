@@ -2,7 +2,7 @@
 
 use crate::{Change, Edit, EditReason, Owner, PlanError, Selection};
 use elision_kernel::{Kernel, Process, Thread, WordEdit};
-use elision_memory::{Gpa, Gva};
+use elision_memory::Gva;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -107,9 +107,4 @@ impl<'a, 'k> Edits<'a, 'k> {
 /// The saved FPU states of all threads that stay.
 pub(crate) fn kept_fpus(kernel: &Kernel<'_>, selection: &Selection) -> BTreeSet<Gva> {
     selection.kept().flat_map(|p| &p.threads).filter(|t| !t.dead).map(|t| kernel.fpu_of(t)).collect()
-}
-
-/// The addresses that edits change, to find those in dropped frames.
-pub(crate) fn frames_edited(edits: &[Edit]) -> BTreeSet<Gpa> {
-    edits.iter().map(|edit| edit.gpa.gfn().gpa()).collect()
 }

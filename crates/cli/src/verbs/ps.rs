@@ -4,7 +4,7 @@ use crate::args::PsArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
-use crate::session::{Session, is_transient, open_kernel, retry, roots_of_state, while_paused};
+use crate::session::{Session, open_kernel, retry, roots_of_state, while_paused};
 use crate::text::{or_dash, printable};
 use elision_image::{Exclusions, Guest, Image};
 use elision_kernel::{Kernel, Process, ProfileCache};
@@ -55,7 +55,7 @@ fn of_vm(socket: &Path, pause: bool) -> Result<Listing, Failure> {
     let running = if pause { None } else { Some(retry(|| kernel.processes())) };
     let (processes, paused) = match running {
         Some(Ok(processes)) => (processes, false),
-        Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
+        Some(Err(error)) if !error.is_transient() => return Err(error.into()),
         _ => (while_paused(&mut vm, |_| kernel.processes().map_err(Failure::from))?.0, true),
     };
     Ok(Listing::new(&kernel, paused, processes, &BTreeSet::new()))
