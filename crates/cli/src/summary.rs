@@ -68,6 +68,7 @@ fn dropped(reason: DropReason) -> &'static str {
         DropReason::Anonymous => "private memory",
         DropReason::SharedMemory => "shared memory",
         DropReason::HugeTlb => "huge pages",
+        DropReason::Orphan => "private memory that nobody maps any more",
     }
 }
 
@@ -79,6 +80,19 @@ fn edited(reason: EditReason) -> &'static str {
         EditReason::FpuState => "saved vector registers, cleared",
         EditReason::PendingKill => "end of the excluded processes, prepared",
         EditReason::WakeUp => "wake-up of the excluded processes, prepared",
+        EditReason::Pipe => "pipes, cleared",
+        EditReason::Socket => "sockets, cleared",
+        EditReason::Terminal => "terminals, cleared",
+        EditReason::Message => "message queues, cleared",
+        EditReason::Key => "keys, cleared",
+        EditReason::FreeObject => "freed kernel objects, cleared",
+        EditReason::IdleStack => "idle kernel stacks, cleared",
+        EditReason::Name => "names, cleared",
+        EditReason::Event => "queued events and requests, cleared",
+        EditReason::KernelLog => "lines of the kernel log, cleared",
+        EditReason::PageFragment => "used buffer pages, cleared",
+        EditReason::ConnectionReset => "TCP connections, to end by reset",
+        EditReason::IdleMapping => "idle kernel mappings, cleared",
     }
 }
 

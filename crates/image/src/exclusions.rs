@@ -303,7 +303,7 @@ fn owner_code(owner: Owner) -> u64 {
     owner.map_or(0, |pid| u64::from(pid) + 1)
 }
 
-const DROP_REASONS: [DropReason; 7] = [
+const DROP_REASONS: [DropReason; 8] = [
     DropReason::Free,
     DropReason::FreePerCpu,
     DropReason::FreeHuge,
@@ -311,14 +311,28 @@ const DROP_REASONS: [DropReason; 7] = [
     DropReason::Anonymous,
     DropReason::SharedMemory,
     DropReason::HugeTlb,
+    DropReason::Orphan,
 ];
 
-const EDIT_REASONS: [EditReason; 5] = [
+const EDIT_REASONS: [EditReason; 18] = [
     EditReason::DeadStack,
     EditReason::UserRegisters,
     EditReason::FpuState,
     EditReason::PendingKill,
     EditReason::WakeUp,
+    EditReason::Pipe,
+    EditReason::Socket,
+    EditReason::Terminal,
+    EditReason::Message,
+    EditReason::Key,
+    EditReason::FreeObject,
+    EditReason::IdleStack,
+    EditReason::Name,
+    EditReason::Event,
+    EditReason::KernelLog,
+    EditReason::PageFragment,
+    EditReason::ConnectionReset,
+    EditReason::IdleMapping,
 ];
 
 /// The number in the file. A new reason needs its line here and in [`DROP_REASONS`].
@@ -331,6 +345,7 @@ fn drop_code(reason: DropReason) -> u8 {
         DropReason::Anonymous => 5,
         DropReason::SharedMemory => 6,
         DropReason::HugeTlb => 7,
+        DropReason::Orphan => 8,
     }
 }
 
@@ -342,5 +357,18 @@ fn edit_code(reason: EditReason) -> u8 {
         EditReason::FpuState => 3,
         EditReason::PendingKill => 4,
         EditReason::WakeUp => 5,
+        EditReason::Pipe => 6,
+        EditReason::Socket => 7,
+        EditReason::Terminal => 8,
+        EditReason::Message => 9,
+        EditReason::Key => 10,
+        EditReason::FreeObject => 11,
+        EditReason::IdleStack => 12,
+        EditReason::Name => 13,
+        EditReason::Event => 14,
+        EditReason::KernelLog => 15,
+        EditReason::PageFragment => 16,
+        EditReason::ConnectionReset => 17,
+        EditReason::IdleMapping => 18,
     }
 }

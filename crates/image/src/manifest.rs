@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The image format written and read here.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// What an image is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -71,7 +71,7 @@ fn manifests_are_checked() {
         assert!(error.contains(part), "{error}");
         fs::write(f.image.join("manifest.json"), &whole).unwrap();
     };
-    bad(|m| m["format"] = 2.into(), "has image format 2, but this version reads format 1");
+    bad(|m| m["format"] = 1.into(), "has image format 1, but this version reads format 2");
     bad(|m| m["format"] = "1".into(), "invalid type");
     bad(|m| drop(m.as_object_mut().unwrap().remove("vmm")), "missing field `vmm`");
     bad(|m| m["ram_layout"] = serde_json::json!([]), "RAM layout is empty");

@@ -1,4 +1,4 @@
-//! The open files of a process (`struct files_struct`, `struct fdtable`).
+//! The open files of a process (`struct files_struct`, `struct fdtable`), and what each leads to.
 
 use crate::layout::layout;
 use crate::tasks::Process;
@@ -12,21 +12,60 @@ layout! {
         table: offset("files_struct", &["fdt"]),
         slots: offset("fdtable", &["fd"]),
         slot_count: offset("fdtable", &["max_fds"]),
+        inode: offset("file", &["f_inode"]),
+        operations: offset("file", &["f_op"]),
+        private: offset("file", &["private_data"]),
+        mode: offset("inode", &["i_mode"]),
+        pipe: offset("inode", &["i_pipe"]),
+        socket_sk: offset("socket", &["sk"]),
+        tty: offset("tty_file_private", &["tty"]),
     }
 }
 
 const WHAT: &str = "file table";
 /// Low bits of a slot mark one that is being filled.
 const POINTER: u64 = !3;
+const FORMAT: u16 = 0o170_000;
+const FIFO: u16 = 0o010_000;
+/// The file operations of terminals.
+const TERMINALS: [&str; 2] = ["tty_fops", "console_fops"];
+
+/// What stands behind an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileKind {
+    /// A `struct pipe_inode_info`: an anonymous pipe or a FIFO.
+    Pipe(Gva),
+    /// A `struct sock`.
+    Socket(Gva),
+    /// A `struct tty_struct`.
+    Terminal(Gva),
+    /// Anything else.
+    Other,
+}
+
+/// An open `struct file`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFile {
+    /// Where it stands.
+    pub file: Gva,
+    /// Its `struct inode`.
+    pub inode: Gva,
+    /// Its `file_operations`.
+    pub operations: Gva,
+    /// Its `private_data`.
+    pub private: Gva,
+    /// What stands behind it.
+    pub kind: FileKind,
+}
 
 impl Kernel<'_> {
-    /// Calls `visit` with the page cache (`address_space`) of each open file of a process. `slots_left`
-    /// bounds the slots of file tables looked at, over all calls that share it.
-    pub fn for_each_open_mapping(
+    /// Calls `visit` with each open file of a process, by its `struct file`. `slots_left` bounds the slots of
+    /// file tables looked at, over all calls that share it.
+    pub fn for_each_file(
         &self,
         process: &Process,
         slots_left: &mut u64,
-        visit: &mut dyn FnMut(Gva),
+        visit: &mut dyn FnMut(Gva) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
         let layout = &self.profile.files;
         let mut tables = BTreeSet::new();
@@ -49,10 +88,45 @@ impl Kernel<'_> {
             for i in 0..count {
                 let file = self.u64(slots.wrapping_add(8 * i), WHAT)? & POINTER;
                 if file != 0 {
-                    visit(self.pointer(Gva(file).wrapping_add(self.profile.path.file_mapping), WHAT)?);
+                    visit(Gva(file))?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Calls `visit` with the page cache (`address_space`) of each open file of a process.
+    pub fn for_each_open_mapping(
+        &self,
+        process: &Process,
+        slots_left: &mut u64,
+        visit: &mut dyn FnMut(Gva),
+    ) -> Result<(), KernelError> {
+        self.for_each_file(process, slots_left, &mut |file| {
+            visit(self.pointer(file.wrapping_add(self.profile.path.file_mapping), WHAT)?);
+            Ok(())
+        })
+    }
+
+    /// An open file, and what stands behind it.
+    pub fn open_file(&self, file: Gva) -> Result<OpenFile, KernelError> {
+        const WHAT: &str = "open file";
+        let layout = &self.profile.files;
+        let member = |offset: u64| self.pointer(file.wrapping_add(offset), WHAT);
+        let (inode, operations) = (member(layout.inode)?, member(layout.operations)?);
+        let private = member(layout.private)?;
+        let is = |name| self.symbol(name) == Some(operations);
+        let kind = if self.u16(inode.wrapping_add(layout.mode), WHAT)? & FORMAT == FIFO {
+            FileKind::Pipe(self.pointer(inode.wrapping_add(layout.pipe), WHAT)?)
+        } else if is("socket_file_ops") {
+            FileKind::Socket(self.pointer(private.wrapping_add(layout.socket_sk), WHAT)?)
+        } else if TERMINALS.into_iter().any(is) && private.0 != 0 {
+            FileKind::Terminal(self.pointer(private.wrapping_add(layout.tty), WHAT)?)
+        } else {
+            FileKind::Other
+        };
+        let is_there =
+            !matches!(kind, FileKind::Pipe(Gva(0)) | FileKind::Socket(Gva(0)) | FileKind::Terminal(Gva(0)));
+        Ok(OpenFile { file, inode, operations, private, kind: if is_there { kind } else { FileKind::Other } })
     }
 }

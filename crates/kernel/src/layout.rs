@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// Kinds: `offset(type, [paths])` needed; `optional(type, [paths])` an `Option`;
 /// `number(type, [paths])` an integer with its width, which may differ between kernels;
-/// `size(type)`; `size_opt(type)`; `count(type, path)` length of an array member.
+/// `number_opt(type, [paths])` one that may not exist; `size(type)`; `size_opt(type)`; `count(type, path)`
+/// length of an array member.
 macro_rules! layout {
     ($(#[$doc:meta])* $vis:vis struct $name:ident {
         $( $field:ident : $kind:ident ( $($arg:expr),+ ) ),* $(,)?
@@ -28,6 +29,7 @@ macro_rules! layout {
     (@type offset) => { u64 };
     (@type number) => { $crate::layout::Number };
     (@type size) => { u64 };
+    (@type number_opt) => { Option<$crate::layout::Number> };
     (@type count) => { u64 };
     (@type optional) => { Option<u64> };
     (@type size_opt) => { Option<u64> };
@@ -49,6 +51,11 @@ pub(crate) fn number(btf: &Btf, ty: &str, paths: &[&str]) -> Result<Number, BtfE
     let bytes = paths.iter().find_map(|path| btf.size_of_member(id, path));
     let bytes = bytes.and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=8).contains(n));
     Ok(Number { offset, bytes: bytes.ok_or_else(|| BtfError::NoSize { name: paths.join(" or ") })? })
+}
+
+/// The first of `paths` that exists in `ty` if any does, an integer of 1 to 8 bytes.
+pub(crate) fn number_opt(btf: &Btf, ty: &str, paths: &[&str]) -> Result<Option<Number>, BtfError> {
+    optional(btf, ty, paths)?.map(|_| number(btf, ty, paths)).transpose()
 }
 
 /// Byte offset of the first of `paths` that exists in `ty`, if any does.

@@ -11,6 +11,7 @@ pub mod kallsyms;
 mod batches;
 mod buddy;
 mod cgroup;
+mod content;
 #[cfg(test)]
 mod corpus;
 mod cpus;
@@ -28,6 +29,7 @@ mod page;
 mod page_cache;
 mod paths;
 mod pcp;
+mod pipes;
 mod profile;
 mod pte;
 mod signal;
@@ -38,8 +40,10 @@ mod tty;
 mod view;
 mod vmas;
 
+pub use content::Content;
 pub use cpus::{Cpu, FpuOwner};
 pub use error::KernelError;
+pub use files::{FileKind, OpenFile};
 pub use fpu::FpuArea;
 pub use irq_work::SignalWork;
 pub use page::{Page, PageKind};

@@ -11,9 +11,8 @@ use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
     KernelError, batches, buddy, cgroup, cpus, files, fpu, hugetlb, irq_work, maple, page, page_cache, paths,
-    pcp,
+    pcp, pipes, signal, stacks, tasks, tty, vmas,
 };
-use crate::{signal, stacks, tasks, tty, vmas};
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -21,7 +20,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Raised when the members below change.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 const PROFILE_LIMIT: u64 = 1 << 20;
 
 /// One kernel build.
@@ -45,6 +44,7 @@ pub struct Profile {
     pub(crate) page_cache: page_cache::PageCacheLayout,
     pub(crate) path: paths::PathLayout,
     pub(crate) pcp: pcp::PcpLayout,
+    pub(crate) pipe: pipes::PipeLayout,
     pub(crate) signal: signal::SignalLayout,
     pub(crate) stack: stacks::StackLayout,
     pub(crate) task: tasks::TaskLayout,
@@ -108,6 +108,7 @@ impl Profile {
             page_cache: page_cache::PageCacheLayout::compile(&btf)?,
             path: paths::PathLayout::compile(&btf)?,
             pcp: pcp::PcpLayout::compile(&btf)?,
+            pipe: pipes::PipeLayout::compile(&btf)?,
             signal: signal::SignalLayout::compile(&btf)?,
             stack,
             task: tasks::TaskLayout::compile(&btf)?,

@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 /// where they are used.
 const WANTED: &[&str] = &[
     "__per_cpu_offset",
+    "anon_pipe_buf_ops",
     "asm_sysvec_irq_work",
+    "console_fops",
     "contig_page_data",
     "cpu_fbatches",
     "current_task",
@@ -35,9 +37,12 @@ const WANTED: &[&str] = &[
     "nr_cpu_ids",
     "nr_node_ids",
     "nr_swapfiles",
+    "page_cache_pipe_buf_ops",
     "page_offset_base",
     "pcpu_hot",
     "signal_wake_up_state",
+    "socket_file_ops",
+    "tty_fops",
     "vmemmap_base",
 ];
 

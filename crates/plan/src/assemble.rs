@@ -1,10 +1,12 @@
 //! The steps of planning, in order.
 
+use crate::channels::Channels;
 use crate::frames::FrameSurvey;
 use crate::threads::{Edits, kept_fpus};
 use crate::vcpus::Vcpus;
 use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
 use elision_kernel::{Kernel, Process};
+use elision_memory::Gfn;
 use std::collections::BTreeSet;
 
 /// How to plan.
@@ -52,6 +54,7 @@ pub fn plan(
 
     let mut survey = FrameSurvey::new(kernel)?;
     survey.survey_processes(selection, &mut summary)?;
+    Channels::new(kernel, selection, &live, &mut edits, &mut survey)?.survey()?;
     survey.survey_free()?;
     let unaccounted = std::mem::take(&mut survey.unaccounted);
     if !unaccounted.is_empty() && !options.best_effort {
@@ -59,15 +62,17 @@ pub fn plan(
     }
     summary.unaccounted = unaccounted;
 
-    let edits = edits.into_sorted();
-    for edit in &edits {
-        *summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;
-    }
-    let drops = survey.table.into_runs(&mut summary);
-    let plan = Plan { drops, edits, summary };
-    // Kernel memory is neither free nor a process's: a plan that says so was misled by the guest.
-    if let Some(edit) = plan.edits.iter().find(|edit| plan.drop_of(edit.gpa.gfn()).is_some()) {
+    let mut plan = Plan { drops: survey.table.into_runs(&mut summary), edits: edits.into_sorted(), summary };
+    // Kernel memory is not free: a plan that says so was misled by the guest. A process's page can be in
+    // the kernel's hands as well, and is dropped as a whole.
+    let edited = plan.edits.iter().filter_map(|edit| Some((edit, plan.drop_of(edit.gpa.gfn())?)));
+    if let Some((edit, _)) = edited.clone().find(|(_, run)| run.owner.is_none()) {
         return Err(PlanError::Contradiction { gpa: edit.gpa.gfn().gpa() });
+    }
+    let dropped: BTreeSet<Gfn> = edited.map(|(edit, _)| edit.gpa.gfn()).collect();
+    plan.edits.retain(|edit| !dropped.contains(&edit.gpa.gfn()));
+    for edit in &plan.edits {
+        *plan.summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;
     }
     Ok(Outcome { plan, vcpus: actions })
 }

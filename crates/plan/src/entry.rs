@@ -26,6 +26,8 @@ pub enum DropReason {
     SharedMemory = 6,
     /// Huge pages of hugetlbfs mapped only by excluded processes.
     HugeTlb = 7,
+    /// Private memory that no process maps any more and that is on no free list.
+    Orphan = 8,
 }
 
 /// Consecutive frames dropped for one reason.
@@ -56,6 +58,32 @@ pub enum EditReason {
     PendingKill = 4,
     /// The work item that makes the restored kernel wake and kill an excluded process.
     WakeUp = 5,
+    /// Data in a pipe of an excluded process, or left behind in it.
+    Pipe = 6,
+    /// Data on its way in a socket of an excluded process.
+    Socket = 7,
+    /// What an excluded process's terminal holds of input and output.
+    Terminal = 8,
+    /// A message of an excluded process in a System V or POSIX queue.
+    Message = 9,
+    /// A key that only excluded processes can reach.
+    Key = 10,
+    /// An object that the kernel has freed, still full of what it held.
+    FreeObject = 11,
+    /// A stack that nothing runs on: kept for the next thread, interrupt or exception.
+    IdleStack = 12,
+    /// A name that an excluded process gave: of a file, a socket, a terminal.
+    Name = 13,
+    /// An event or a request of an excluded process that the kernel has queued.
+    Event = 14,
+    /// A line in the kernel's log.
+    KernelLog = 15,
+    /// The used part of a page from which a socket or a thread takes its buffers.
+    PageFragment = 16,
+    /// The state of a TCP connection that is to end by a reset.
+    ConnectionReset = 17,
+    /// Memory of the kernel that is mapped and that nothing uses any more.
+    IdleMapping = 18,
 }
 
 /// What happens to the bytes of an edit.

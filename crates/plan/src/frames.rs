@@ -75,7 +75,8 @@ impl FrameTable {
         index(gfn).and_then(|i| self.reason.get(i)).is_some_and(Option::is_some)
     }
 
-    fn is_kept(&self, gfn: Gfn) -> bool {
+    /// Whether a process that stays maps the frame.
+    pub(crate) fn is_kept(&self, gfn: Gfn) -> bool {
         index(gfn).and_then(|i| self.kept.get(i)).copied().unwrap_or(true)
     }
 
@@ -124,7 +125,7 @@ pub(crate) struct FrameSurvey<'a, 'k> {
     /// Areas, file table slots and page cache entries that may still be looked at: a guest has no
     /// more than fit into its RAM, and forged ones that lead to the same memory again and again end here.
     areas_left: u64,
-    slots_left: u64,
+    pub(crate) slots_left: u64,
     cached_left: u64,
     swap_areas: u32,
     pub(crate) unaccounted: Unaccounted,

@@ -5,6 +5,7 @@
 //! bytes to change, and what must happen to each vCPU. Nothing is written here.
 
 mod assemble;
+mod channels;
 mod entry;
 mod error;
 mod frames;

@@ -2,7 +2,7 @@
 
 use crate::{Change, Edit, EditReason, Owner, PlanError, Selection};
 use elision_kernel::{Kernel, Process, Thread, WordEdit};
-use elision_memory::Gva;
+use elision_memory::{Gpa, Gva};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -17,13 +17,24 @@ impl<'a, 'k> Edits<'a, 'k> {
         Self { kernel, list: Vec::new() }
     }
 
-    fn zero(&mut self, range: Range<Gva>, reason: EditReason, owner: Owner) -> Result<(), PlanError> {
+    /// Clears a range of kernel memory.
+    pub(crate) fn zero(
+        &mut self,
+        range: Range<Gva>,
+        reason: EditReason,
+        owner: Owner,
+    ) -> Result<(), PlanError> {
         let len = range.end.0.saturating_sub(range.start.0);
         for (gpa, part) in self.kernel.frames_of(range.start, len)? {
-            let part = u32::try_from(part).unwrap_or(u32::MAX); // at most a frame
-            self.list.push(Edit { gpa, change: Change::Zero(part), reason, owner });
+            self.zero_at(gpa, part, reason, owner);
         }
         Ok(())
+    }
+
+    /// Clears a part of one frame.
+    pub(crate) fn zero_at(&mut self, gpa: Gpa, len: u64, reason: EditReason, owner: Owner) {
+        let len = u32::try_from(len).unwrap_or(u32::MAX); // at most a frame
+        self.list.push(Edit { gpa, change: Change::Zero(len), reason, owner });
     }
 
     pub(crate) fn write(

@@ -1,0 +1,89 @@
+//! What the kernel holds for the excluded processes beside their memory: one file for each channel.
+//!
+//! A channel finds its objects from the excluded processes, and clears what they hold in the copy; the
+//! objects themselves stay whole, so that the restored kernel releases them as usual. What an object
+//! shares with processes that stay is cleared as well: they read zeros where the excluded process's data
+//! would be. A new channel is a file and a line in [`CHANNELS`].
+
+mod pipes;
+
+use crate::frames::FrameSurvey;
+use crate::threads::Edits;
+use crate::{EditReason, Owner, PlanError, Selection};
+use elision_kernel::{Content, FileKind, Kernel, OpenFile, Process};
+use elision_memory::Gva;
+use std::collections::BTreeMap;
+
+type Survey = fn(&mut Channels<'_, '_, '_>) -> Result<(), PlanError>;
+
+/// Every channel, by name.
+const CHANNELS: &[(&str, Survey)] = &[("pipes", pipes::survey)];
+
+/// What a channel needs: where to look, and where to say what is to be cleared.
+pub(crate) struct Channels<'s, 'a, 'k> {
+    pub(crate) kernel: &'a Kernel<'k>,
+    pub(crate) selection: &'a Selection,
+    /// The excluded processes that have not ended.
+    pub(crate) live: &'a [&'a Process],
+    /// What the excluded processes have open, each file once, with one that has it open.
+    pub(crate) files: Vec<(OpenFile, u32)>,
+    pub(crate) edits: &'s mut Edits<'a, 'k>,
+    pub(crate) frames: &'s mut FrameSurvey<'a, 'k>,
+}
+
+impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
+    /// Looks up what the excluded processes have open. Their memory must have been surveyed before.
+    pub(crate) fn new(
+        kernel: &'a Kernel<'k>,
+        selection: &'a Selection,
+        live: &'a [&'a Process],
+        edits: &'s mut Edits<'a, 'k>,
+        frames: &'s mut FrameSurvey<'a, 'k>,
+    ) -> Result<Self, PlanError> {
+        let mut files = BTreeMap::new();
+        for process in live {
+            kernel.for_each_file(process, &mut frames.slots_left, &mut |file| {
+                files.entry(file).or_insert(process.pid);
+                Ok(())
+            })?;
+        }
+        let files = files.into_iter().map(|(file, pid)| Ok((kernel.open_file(file)?, pid)));
+        let files = files.collect::<Result<_, PlanError>>()?;
+        Ok(Self { kernel, selection, live, files, edits, frames })
+    }
+
+    /// Surveys every channel.
+    pub(crate) fn survey(&mut self) -> Result<(), PlanError> {
+        for (name, survey) in CHANNELS {
+            let begin = std::time::Instant::now();
+            survey(self)?;
+            tracing::trace!(channel = name, took = ?begin.elapsed(), "channel surveyed");
+        }
+        Ok(())
+    }
+
+    /// Objects of one kind behind the excluded processes' files, each once, with a process that has it open.
+    pub(crate) fn opened(&self, pick: impl Fn(FileKind) -> Option<Gva>) -> BTreeMap<Gva, u32> {
+        self.files.iter().filter_map(|(file, pid)| Some((pick(file.kind)?, *pid))).collect()
+    }
+
+    /// Clears parts of kernel memory, but no page that a process maps which stays.
+    pub(crate) fn clear(
+        &mut self,
+        content: Vec<Content>,
+        reason: EditReason,
+        owner: Owner,
+    ) -> Result<(), PlanError> {
+        for part in content {
+            match part {
+                Content::Bytes(range) => self.edits.zero(range, reason, owner)?,
+                Content::Page { at, len } => {
+                    if !self.frames.table.is_kept(at.gfn()) {
+                        self.edits.zero_at(at, len, reason, owner);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
