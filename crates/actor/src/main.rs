@@ -7,6 +7,7 @@
 //! actor storm ROUNDS                            ordinary work with checks
 //! ```
 
+mod channels;
 mod counter;
 mod debug_port;
 mod idle;

@@ -13,16 +13,15 @@
 //! | `file` | a file on the root filesystem, mapped private and only read |
 //! | `cow` | a private mapping of a file, written |
 //! | `xmm` | all sixteen SSE registers of every looping thread |
-//! | `pipe` | a pipe nobody reads |
-//! | `unix` | a socket nobody reads |
+//! | the name of a channel | see [`crate::channels`] |
 
+use crate::channels;
 use crate::region::{HUGE, PAGE, Region};
 use elision_actor::protocol::Planted;
-use elision_actor::secret::SECRET_LEN;
+use elision_actor::secret::{SECRET_LEN, secret};
 use rustix::fd::{AsFd, OwnedFd};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 
 /// Bytes of stack that hold the secret.
 pub(crate) const STACK_LEN: usize = 16 << 10;
@@ -31,6 +30,8 @@ pub(crate) const STACK_LEN: usize = 16 << 10;
 #[derive(Default)]
 pub(crate) struct Plants {
     pub(crate) planted: Vec<Planted>,
+    /// Not known to a process that plants in channels of the kernel only.
+    pub(crate) secret: Option<[u8; SECRET_LEN]>,
     /// The private memory that forked children write to.
     pub(crate) heap: Option<Region>,
     pub(crate) stack: bool,
@@ -40,12 +41,18 @@ pub(crate) struct Plants {
 
 impl Plants {
     /// Plants everything in `places`.
-    pub(crate) fn plant(label: &str, secret: &[u8; SECRET_LEN], places: &str) -> io::Result<Self> {
+    pub(crate) fn plant(label: &str, seed: &str, places: &str) -> io::Result<Self> {
         let mut plants = Self::default();
         for place in places.split(',').filter(|p| !p.is_empty()) {
             let (name, size) = place.split_once('=').unwrap_or((place, ""));
             let size = if size.is_empty() { None } else { Some(parse_size(size)?) };
-            plants.place(label, secret, name, size).map_err(|e| named(name, &e))?;
+            if let Some(filled) = channels::fill(name, label, seed, &mut plants.held) {
+                filled.map_err(|e| named(name, &e))?;
+                continue;
+            }
+            let secret = secret(seed, label);
+            plants.secret = Some(secret);
+            plants.place(label, &secret, name, size).map_err(|e| named(name, &e))?;
         }
         Ok(plants)
     }
@@ -97,16 +104,6 @@ impl Plants {
                 file.write_all(&vec![b'.'; len(512 << 10)])?;
                 self.filled(name, Region::of_file(file.as_fd(), len(512 << 10), false)?, secret)?;
                 self.held.push(file.into());
-            }
-            "pipe" => {
-                let (read, write) = rustix::pipe::pipe()?;
-                rustix::io::write(&write, &secret.repeat(len(8192) / SECRET_LEN))?;
-                self.held.extend([read, write]);
-            }
-            "unix" => {
-                let (mut near, far) = UnixStream::pair()?;
-                near.write_all(&secret.repeat(len(8192) / SECRET_LEN))?;
-                self.held.extend([near.into(), far.into()]);
             }
             _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such place")),
         }

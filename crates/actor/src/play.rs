@@ -5,7 +5,7 @@ use crate::idle::Idle;
 use crate::places::{Plants, STACK_LEN};
 use crate::region::Region;
 use elision_actor::protocol::Spawned;
-use elision_actor::secret::{SECRET_LEN, secret};
+use elision_actor::secret::SECRET_LEN;
 use rustix::process::{WaitOptions, waitpid};
 use std::ffi::CString;
 use std::hint::black_box;
@@ -38,8 +38,8 @@ impl Role {
         }
         let mode = Mode::parse(&self.mode)?;
         let counter = Counters::open()?.counter(self.slot);
-        let secret = secret(&self.seed, &self.label);
-        let plants = Plants::plant(&self.label, &secret, &self.places)?;
+        let plants = Plants::plant(&self.label, &self.seed, &self.places)?;
+        let secret = plants.secret.unwrap_or_default();
         let registers = if plants.registers { secret } else { [0; SECRET_LEN] };
         let stack = plants.stack.then_some(secret);
         with_stack(stack, || match &mode {

@@ -88,7 +88,7 @@ fn damaged_copies(kernel: &str, rounds: u64) -> Result<(), Error> {
 
 fn copy_of_a_guest(kernel: &str, folder: &std::path::Path) -> Result<(Copy, Targets), Error> {
     let mut guest = GuestOptions::new(kernel).boot()?;
-    let places = "heap,stack,thp,hugetlb,shm,memfd,tmpfs,cow,pipe,unix";
+    let places = "heap,stack,thp,hugetlb,shm,memfd,tmpfs,cow,pipe-unread";
     let victim = Spawn::new("victim", places, "block").uid(1234).cgroup("/elision.slice/pod-abc");
     guest.control().spawn(&victim.tty("pty"))?;
     guest.control().spawn(&Spawn::new("forked", "heap,stack,shm", "fork").uid(1234))?;

@@ -1,0 +1,59 @@
+//! Channels of the kernel in which a played process's secret can stand: one file for each kind.
+//!
+//! The process itself never sees the secret, so every copy that lives is the kernel's: a child that ends
+//! at once derives it and passes it on.
+
+mod pipes;
+
+use elision_actor::secret::{SECRET_LEN, secret};
+use rustix::fd::OwnedFd;
+use std::io;
+
+type Stage = fn(&mut Scene) -> io::Result<()>;
+
+/// Every channel, by name.
+const CHANNELS: &[(&str, Stage)] = &[("pipe-unread", pipes::unread), ("pipe-read", pipes::read)];
+
+/// A channel being filled, and what keeps it there.
+pub(crate) struct Scene<'a> {
+    pub(crate) label: &'a str,
+    pub(crate) seed: &'a str,
+    held: &'a mut Vec<OwnedFd>,
+}
+
+/// Fills a channel. `None` if there is none of that name.
+pub(crate) fn fill(name: &str, label: &str, seed: &str, held: &mut Vec<OwnedFd>) -> Option<io::Result<()>> {
+    let (_, stage) = CHANNELS.iter().find(|(n, _)| *n == name)?;
+    Some(stage(&mut Scene { label, seed, held }))
+}
+
+impl Scene<'_> {
+    /// Runs `act` in a child that knows the secret; the child must succeed.
+    pub(crate) fn whisper(&self, act: impl FnOnce(&[u8; SECRET_LEN]) -> io::Result<()>) -> io::Result<()> {
+        // SAFETY: played processes have one thread while they plant, and the child ends without returning.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let done = act(&secret(self.seed, self.label));
+                if let Err(error) = &done {
+                    eprintln!("{}: {error}", self.label);
+                }
+                // SAFETY: ends this process at once.
+                unsafe { libc::_exit(i32::from(done.is_err())) }
+            }
+            child => {
+                let pid = rustix::process::Pid::from_raw(child);
+                let status = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty())?;
+                match status {
+                    Some((_, status)) if status.exit_status() == Some(0) => Ok(()),
+                    _ => Err(io::Error::other("the child that knows the secret failed")),
+                }
+            }
+        }
+    }
+
+    /// Keeps a descriptor open as long as the process lives.
+    pub(crate) fn hold(&mut self, fd: impl Into<OwnedFd>) {
+        self.held.push(fd.into());
+    }
+}
