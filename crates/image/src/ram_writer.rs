@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! RAM file   [data][hole][data .............][hole]     asked once, up front
-//! tasks      [t0  ]      [t1      ][t2      ]           at most 4 MiB, within a region, without drops
+//! tasks      [t0  ]      [t1      ][t2      ]           at most 4 MiB, within a region, without drops and late
 //! a task     read 256 KiB -> apply edits -> skip zero pages -> one write for each run of others
 //! ```
 //! 256 KiB stay in the processor's cache between the copy out of guest memory and the write, so guest
@@ -11,8 +11,8 @@
 
 use crate::checksum::MIN_CHUNK;
 use crate::{ImageError, RAM};
-use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
-use elision_plan::Plan;
+use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram, RamLayout};
+use elision_plan::{Edit, Plan};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -37,6 +37,55 @@ pub struct RamStats {
     pub written: u64,
 }
 
+/// Frames that wait in memory, which is no storage, until all that is to be changed in them is known.
+#[derive(Debug, Default)]
+pub(crate) struct Late {
+    frames: Vec<Gfn>,
+    bytes: Vec<u8>,
+}
+
+impl Late {
+    /// Copies the plan's late frames, with its changes.
+    fn take(ram: &Ram, plan: &Plan) -> Result<Self, ImageError> {
+        let frames: Vec<Gfn> = plan.late.iter().flat_map(|run| run.start.0..run.end.0).map(Gfn).collect();
+        let mut bytes = vec![0; frames.len().saturating_mul(PAGE_SIZE)];
+        for (gfn, frame) in frames.iter().zip(bytes.chunks_exact_mut(PAGE_SIZE)) {
+            ram.read(gfn.gpa(), frame)?;
+            plan.edits_in(*gfn).iter().for_each(|edit| edit.apply(frame));
+        }
+        Ok(Self { frames, bytes })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Every frame with its content.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (Gfn, &[u8])> {
+        self.frames.iter().copied().zip(self.bytes.chunks_exact(PAGE_SIZE))
+    }
+
+    /// Makes the remaining changes, which must all be in these frames.
+    pub(crate) fn change(&mut self, edits: &[Edit]) -> Result<(), ImageError> {
+        for edit in edits {
+            let frame = self.frames.binary_search(&edit.gpa.gfn()).ok();
+            let frame = frame.and_then(|i| self.bytes.chunks_exact_mut(PAGE_SIZE).nth(i));
+            let reason = "a late change is not in a late frame";
+            edit.apply(frame.ok_or(ImageError::BadPlan { gfn: edit.gpa.gfn(), reason })?);
+        }
+        Ok(())
+    }
+}
+
+/// What became of RAM so far.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) stats: RamStats,
+    /// The parts of the file that were written.
+    pub(crate) data: Vec<Range<FileOffset>>,
+    pub(crate) late: Late,
+}
+
 /// Consecutive frames that are copied.
 struct Task {
     first: Gfn,
@@ -44,15 +93,16 @@ struct Task {
     offset: FileOffset,
 }
 
-/// Writes RAM by `plan` to `file`, which is empty. Returns also the parts of the file that were written.
+/// Writes RAM by `plan` to `file`, which is empty, but for the late frames.
 pub(crate) fn write(
     file: &File,
     path: &Path,
     ram: &Ram,
     plan: &Plan,
     threads: usize,
-) -> Result<(RamStats, Vec<Range<FileOffset>>), ImageError> {
+) -> Result<Written, ImageError> {
     check(plan, ram)?;
+    let late = Late::take(ram, plan)?;
     let path = path.join(RAM);
     let len = ram.layout().file_len();
     let tasks = tasks(ram, plan);
@@ -99,7 +149,34 @@ pub(crate) fn write(
     let data = data.map(|(i, _): (u64, _)| {
         FileOffset(i * MIN_CHUNK)..FileOffset((i + 1) * MIN_CHUNK).min(FileOffset(len))
     });
-    Ok((stats, data.collect()))
+    Ok(Written { stats, data: data.collect(), late })
+}
+
+/// Writes the late frames, to which nothing is to be changed any more.
+pub(crate) fn write_late(
+    file: &File,
+    path: &Path,
+    layout: &RamLayout,
+    late: &Late,
+    stats: &mut RamStats,
+    data: &mut Vec<Range<FileOffset>>,
+) -> Result<(), ImageError> {
+    let path = path.join(RAM);
+    for (gfn, frame) in late.each() {
+        let offset = layout.offset_of(gfn.gpa(), PAGE);
+        let offset = offset.ok_or(ImageError::BadPlan { gfn, reason: "a late frame is not RAM" })?;
+        let done = write_runs(file, frame, offset.0).map_err(|e| ImageError::io("write", &path, e))?;
+        stats.written += done;
+        stats.zero = stats.zero.saturating_sub(done);
+        if done > 0 {
+            let start = offset.0 / MIN_CHUNK * MIN_CHUNK;
+            let end = (start + MIN_CHUNK).min(layout.file_len());
+            data.push(FileOffset(start)..FileOffset(end));
+        }
+    }
+    data.sort_by_key(|part| part.start);
+    data.dedup();
+    Ok(())
 }
 
 /// Refuses a plan of which a part would silently not happen.
@@ -119,6 +196,18 @@ fn check(plan: &Plan, ram: &Ram) -> Result<(), ImageError> {
             && !(run.first.0..end.0).all(|gfn| ram.layout().contains(Gfn(gfn)))
         {
             return bad(run.first, "dropped frames are not RAM");
+        }
+    }
+    let mut end = Gfn(0);
+    for run in &plan.late {
+        if run.start < end || run.end <= run.start {
+            return bad(run.start, "late frames overlap or are not sorted");
+        }
+        end = run.end;
+        for gfn in (run.start.0..run.end.0).map(Gfn) {
+            if !ram.layout().contains(gfn) || plan.drop_of(gfn).is_some() {
+                return bad(gfn, "a late frame is dropped, or is not RAM");
+            }
         }
     }
     let mut before = Gfn(0);
@@ -158,6 +247,9 @@ fn tasks(ram: &Ram, plan: &Plan) -> Vec<Task> {
             _ => merged.push(part),
         }
     }
+    let drops = plan.drops.iter().map(|run| run.first.0..run.first.0 + run.count);
+    let mut skipped: Vec<_> = drops.chain(plan.late.iter().map(|run| run.start.0..run.end.0)).collect();
+    skipped.sort_by_key(|run| run.start);
     let mut tasks = Vec::new();
     for region in ram.layout().regions() {
         let (start, end) = (region.offset.0, region.offset.0 + region.len);
@@ -165,7 +257,7 @@ fn tasks(ram: &Ram, plan: &Plan) -> Vec<Task> {
         for part in merged.get(from..).unwrap_or_default().iter().take_while(|part| part.start < end) {
             let gfn = |offset: u64| Gpa(region.gpa.0 + (offset - start)).gfn().0;
             let kept = gfn(part.start.max(start))..gfn(part.end.min(end));
-            for frames in without_drops(plan, kept) {
+            for frames in without(&skipped, kept) {
                 let offset = |gfn: u64| start + (Gfn(gfn).gpa().0 - region.gpa.0);
                 cut(&mut tasks, frames.start, offset(frames.start)..offset(frames.end));
             }
@@ -175,18 +267,19 @@ fn tasks(ram: &Ram, plan: &Plan) -> Vec<Task> {
     tasks
 }
 
-fn without_drops(plan: &Plan, frames: Range<u64>) -> Vec<Range<u64>> {
+/// What of `frames` is in none of the ascending runs of `skipped`.
+fn without(skipped: &[Range<u64>], frames: Range<u64>) -> Vec<Range<u64>> {
     let mut kept = Vec::new();
     let mut at = frames.start;
-    let from = plan.drops.partition_point(|run| run.first.0 + run.count <= at);
-    for run in plan.drops.get(from..).unwrap_or_default() {
-        if run.first.0 >= frames.end {
+    let from = skipped.partition_point(|run| run.end <= at);
+    for run in skipped.get(from..).unwrap_or_default() {
+        if run.start >= frames.end {
             break;
         }
-        if run.first.0 > at {
-            kept.push(at..run.first.0);
+        if run.start > at {
+            kept.push(at..run.start);
         }
-        at = run.first.0 + run.count;
+        at = run.end;
     }
     if at < frames.end {
         kept.push(at..frames.end);

@@ -5,12 +5,13 @@
 //! It goes on beside the sync of `ram.img`, which waits for the disk and not for the processor.
 
 use crate::partial::Partial;
+use crate::ram_writer::{Late, Written};
 use crate::{
     EXCLUSIONS, Exclusions, FORMAT, FileSum, Files, ImageError, MANIFEST, RAM, RamFile, RamStats, STATE,
 };
 use crate::{Manifest, checksum, ram_writer};
-use elision_memory::{FileOffset, Ram};
-use elision_plan::Plan;
+use elision_memory::{FileOffset, Ram, RamLayout};
+use elision_plan::{Edit, Plan};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::ops::Range;
@@ -24,9 +25,17 @@ use std::time::Instant;
 pub struct ImageWriter {
     partial: Partial,
     started: Instant,
-    ram: Option<(File, Vec<Range<FileOffset>>)>,
+    ram: Option<RamImage>,
     state: Option<File>,
     exclusions: Option<File>,
+}
+
+/// `ram.img` as far as it is written.
+#[derive(Debug)]
+struct RamImage {
+    file: File,
+    layout: RamLayout,
+    written: Written,
 }
 
 impl ImageWriter {
@@ -48,11 +57,41 @@ impl ImageWriter {
     /// Writes RAM as the plan says, with `threads` threads (at least one, at most 64).
     ///
     /// The VM must be stopped: which parts of its RAM file hold data is asked here, once.
+    /// The plan's late frames are kept in memory until [`ImageWriter::write_late`].
     pub fn write_ram(&mut self, ram: &Ram, plan: &Plan, threads: usize) -> Result<RamStats, ImageError> {
+        self.ram = None;
         let file = self.new_file(RAM)?;
-        let (stats, data) = ram_writer::write(&file, self.partial.path(), ram, plan, threads)?;
-        self.ram = Some((file, data));
+        let written = ram_writer::write(&file, self.partial.path(), ram, plan, threads)?;
+        let stats = written.stats;
+        self.ram = Some(RamImage { file, layout: ram.layout().clone(), written });
         Ok(stats)
+    }
+
+    /// What was copied, the late frames included: the guest's memory as it was when it was written, while
+    /// the guest itself may run on. What the plan left out reads as zeros.
+    pub fn copied_ram(&self) -> Result<Ram, ImageError> {
+        let image = self.ram.as_ref().ok_or(ImageError::Unfinished(RAM))?;
+        let mut ram = Ram::private(&self.open(RAM)?, image.layout.clone())?;
+        for (gfn, frame) in image.written.late.each() {
+            ram.poke(gfn.gpa(), frame)?;
+        }
+        Ok(ram)
+    }
+
+    /// Takes back what was written of RAM, to write it anew.
+    pub fn discard_ram(&mut self) -> Result<(), ImageError> {
+        self.ram = None;
+        std::fs::remove_file(self.path(RAM)).map_err(|e| self.failed("remove", RAM, e))
+    }
+
+    /// Writes the late frames with the changes that a look at the copy led to.
+    pub fn write_late(&mut self, edits: &[Edit]) -> Result<RamStats, ImageError> {
+        let image = self.ram.as_mut().ok_or(ImageError::Unfinished(RAM))?;
+        let Written { stats, data, late } = &mut image.written;
+        late.change(edits)?;
+        ram_writer::write_late(&image.file, self.partial.path(), &image.layout, late, stats, data)?;
+        *late = Late::default();
+        Ok(*stats)
     }
 
     /// Writes the device state.
@@ -80,7 +119,11 @@ impl ImageWriter {
         mut manifest: Manifest,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Manifest, ImageError> {
-        let (ram, data) = self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
+        let RamImage { file: ram, written: Written { data, late, .. }, .. } =
+            self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
+        if !late.is_empty() {
+            return Err(ImageError::Unfinished(RAM));
+        }
         let state = self.state.take().ok_or(ImageError::Unfinished(STATE))?;
         let exclusions = self.exclusions.take().ok_or(ImageError::Unfinished(EXCLUSIONS))?;
         let (synced, sums) = thread::scope(|scope| {

@@ -163,7 +163,15 @@ fn a_plan_that_cannot_be_carried_out_writes_nothing() {
             .collect(),
         ..Plan::default()
     };
+    let late = |late: &[(u64, u64)], plan: Plan| Plan {
+        late: late.iter().map(|&(start, end)| Gfn(start)..Gfn(end)).collect(),
+        ..plan
+    };
     let table = [
+        (late(&[(5, 7), (6, 8)], Plan::default()), "late frames overlap"),
+        (late(&[(7, 7)], Plan::default()), "late frames overlap"),
+        (late(&[(WINDOW.start, WINDOW.end)], Plan::default()), "not RAM"),
+        (late(&[(5, 7)], drops(&[(6, 1)])), "late frame is dropped"),
         (drops(&[(5, 2), (6, 1)]), "overlap"),
         (drops(&[(5, 1), (2, 1)]), "not sorted"),
         (drops(&[(HIGH_GFN + HIGH - 1, 2)]), "beyond the end of RAM"),

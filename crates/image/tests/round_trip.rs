@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use elision_image::{EditKind, Exclusions, Image, ImageWriter};
 use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
-use elision_plan::Plan;
+use elision_plan::{Change, Edit, EditReason, Plan};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
@@ -97,6 +97,58 @@ fn dropped_and_zero_pages_take_no_room() {
         }
     }
     assert!(populated.contains(&Gfn(4)) && !populated.contains(&Gfn(0x400)), "controls");
+}
+
+#[test]
+fn late_frames_reach_the_file_only_with_all_their_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("image");
+    let ram = Ram::shared(&source(), layout()).unwrap();
+    let plan = Plan { late: vec![Gfn(4)..Gfn(6), Gfn(HIGH_GFN + 1)..Gfn(HIGH_GFN + 2)], ..plan() };
+    let mut writer = ImageWriter::create(&target).unwrap();
+    let first = writer.write_ram(&ram, &plan, 2).unwrap();
+    let on_disk = |path: &std::path::Path, page: u64| {
+        let mut bytes = [0; PAGE_SIZE];
+        std::fs::File::open(path.join("ram.img")).unwrap().read_exact_at(&mut bytes, page * PAGE).unwrap();
+        bytes
+    };
+    let partial = writer.partial_path().to_owned();
+    assert_eq!(on_disk(&partial, 4), [0; PAGE_SIZE], "a late frame is on the disk");
+    assert_eq!(on_disk(&partial, 7), [fill(7); PAGE_SIZE], "control");
+
+    let copy = writer.copied_ram().unwrap();
+    let word = |gpa| copy.word(Gpa(gpa)).unwrap().to_le_bytes();
+    assert_eq!(word(5 * PAGE), [fill(5); 8]);
+    assert_eq!(word(4 * PAGE + 24), [0; 8], "the first changes are in the copy");
+    assert_eq!(word(0x200 * PAGE), [0; 8], "what is dropped is not in the copy");
+
+    let late =
+        |gpa| Edit { gpa: Gpa(gpa), change: Change::Zero(8), reason: EditReason::FreeObject, owner: None };
+    let outside = writer.write_late(&[late(7 * PAGE)]).unwrap_err();
+    assert!(outside.to_string().contains("not in a late frame"), "{outside}");
+    let stats = writer.write_late(&[late(5 * PAGE + 8)]).unwrap();
+    let written = [4, 5, LOW + 1].iter().filter(|page| fill(**page) != 0).count() as u64 * PAGE;
+    assert_eq!((stats.written, stats.zero), (first.written + written, first.zero - written));
+    writer.write_state(b"device state").unwrap();
+    writer.write_exclusions(&plan).unwrap();
+    writer.finish(manifest(), &|_| ()).unwrap();
+    assert_eq!(on_disk(&target, 5)[..24], [[fill(5); 8], [0; 8], [fill(5); 8]].concat());
+    assert_eq!(Image::open(&target).unwrap().verify(&|_| ()).unwrap(), []);
+}
+
+#[test]
+fn an_image_without_its_late_frames_is_not_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let ram = Ram::shared(&source(), layout()).unwrap();
+    let plan = Plan { late: vec![Gfn(4)..Gfn(5)], ..Plan::default() };
+    let mut writer = ImageWriter::create(&dir.path().join("image")).unwrap();
+    writer.write_ram(&ram, &plan, 1).unwrap();
+    writer.discard_ram().unwrap();
+    writer.write_ram(&ram, &plan, 1).unwrap();
+    writer.write_state(b"").unwrap();
+    writer.write_exclusions(&plan).unwrap();
+    assert!(writer.finish(manifest(), &|_| ()).is_err());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -96,6 +96,22 @@ impl<'a> Kernel<'a> {
         Ok(kernel)
     }
 
+    /// The same kernel in a copy of its memory.
+    #[must_use]
+    pub fn over<'b>(&self, copy: &'b Ram) -> Kernel<'b> {
+        Kernel {
+            ram: copy,
+            profile: Arc::clone(&self.profile),
+            image: self.image,
+            tables: self.tables,
+            page_offset: self.page_offset,
+            vmemmap: self.vmemmap,
+            vmemmap_parts: self.vmemmap_parts.clone(),
+            per_cpu: self.per_cpu.clone(),
+            sigpending_flag: self.sigpending_flag,
+        }
+    }
+
     /// The kernel's own name for itself, as in `/proc/version`.
     #[must_use]
     pub fn banner(&self) -> &str {

@@ -62,7 +62,12 @@ pub fn plan(
     }
     summary.unaccounted = unaccounted;
 
-    let mut plan = Plan { drops: survey.table.into_runs(&mut summary), edits: edits.into_sorted(), summary };
+    let mut plan = Plan {
+        drops: survey.table.into_runs(&mut summary),
+        edits: edits.into_sorted(),
+        late: Vec::new(),
+        summary,
+    };
     // Kernel memory is not free: a plan that says so was misled by the guest. A process's page can be in
     // the kernel's hands as well, and is dropped as a whole.
     let edited = plan.edits.iter().filter_map(|edit| Some((edit, plan.drop_of(edit.gpa.gfn())?)));

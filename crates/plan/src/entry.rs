@@ -3,6 +3,7 @@
 use elision_memory::{Gfn, Gpa};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Whose data an entry concerns: a process of the guest by its thread group id, or nobody any more.
 pub type Owner = Option<u32>;
@@ -158,6 +159,9 @@ pub struct Plan {
     pub drops: Vec<DropRun>,
     /// Sorted by frame, in each frame in order of application: later edits of the same bytes win.
     pub edits: Vec<Edit>,
+    /// Frames of which not all changes are known yet: they are copied, and kept in memory until
+    /// [`crate::plan_late`] has looked at the copy. Ascending, without overlap; none is dropped.
+    pub late: Vec<Range<Gfn>>,
     /// Counts.
     pub summary: PlanSummary,
 }

@@ -62,6 +62,7 @@ pub(crate) fn plan() -> Plan {
             edit(0x400 * PAGE, Change::Zero(4096), EditReason::FpuState),
             edit((HIGH_GFN + 1) * PAGE + 4095, Change::Zero(1), EditReason::UserRegisters),
         ],
+        late: vec![],
         summary: PlanSummary { unaccounted: vec![], ..PlanSummary::default() },
     }
 }
