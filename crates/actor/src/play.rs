@@ -27,6 +27,7 @@ enum Mode {
     Loop(Idle),
     Threads(usize),
     Fork(usize),
+    Crowd(usize),
     End,
 }
 
@@ -62,6 +63,11 @@ impl Role {
                     }
                 }
             }
+            Mode::Crowd(n) => {
+                let children = crowd(*n)?;
+                self.report(&plants, children, 1)?;
+                Idle::Block.run(counter, &registers)
+            }
             Mode::End => self.report(&plants, Vec::new(), 1),
         })
     }
@@ -90,6 +96,7 @@ impl Mode {
             "block" => Ok(Self::Loop(Idle::Block)),
             "threads" => Ok(Self::Threads(number(64)?)),
             "fork" => Ok(Self::Fork(number(4)?)),
+            "crowd" => Ok(Self::Crowd(number(1000)?)),
             "end" => Ok(Self::End),
             _ => Err(bad()),
         }
@@ -189,4 +196,20 @@ fn fork_children(
         rustix::io::read(&read, &mut byte)?;
     }
     Ok(children)
+}
+
+/// Forks children that do nothing but sleep.
+fn crowd(n: usize) -> io::Result<Vec<i32>> {
+    (0..n)
+        .map(|_| {
+            // SAFETY: this process has one thread, so the child may go on like any process.
+            match unsafe { libc::fork() } {
+                -1 => Err(io::Error::last_os_error()),
+                0 => loop {
+                    std::thread::park();
+                },
+                child => Ok(child),
+            }
+        })
+        .collect()
 }

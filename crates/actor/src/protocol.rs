@@ -85,7 +85,7 @@ pub struct Spawn {
     pub label: String,
     /// Where the secret is planted: a comma list, each `NAME` or `NAME=SIZE`.
     pub places: String,
-    /// What it does then: `spin`, `sleep[=TIME]`, `block`, `threads[=N]`, `fork[=N]` or `end`.
+    /// What it does then: `spin`, `sleep[=TIME]`, `block`, `threads[=N]`, `fork[=N]`, `crowd[=N]` or `end`.
     pub mode: String,
     /// Public seed of the secrets.
     pub seed: String,

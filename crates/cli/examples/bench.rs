@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use support::cleanup::{self, Cleanup};
 use support::machine::{self, json_of, socket};
 use support::text::{count, size};
-use support::{Failure, plain};
+use support::{Failure, plain, planning, summary};
 
 const OUTPUT_LIMIT: Duration = Duration::from_secs(120);
 const WAYS: [Way; 3] = [Way::Plain, Way::Elided, Way::Qemu];
@@ -99,6 +99,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
         tables.push_str(&table);
         facts = of_vm;
     }
+    tables.push_str(&planning::section(&args.kernel, args.runs.get())?);
     let text = page(args, &facts, &tables, load)?;
     println!("\n{text}");
     match &args.output {
@@ -237,15 +238,6 @@ fn table(figures: &[Figures; 3]) -> String {
         let _ = writeln!(text, "| {name}, {unit} | {} | {} | {} |", ratio(plain), ratio(elided), cell(qemu));
     }
     text
-}
-
-/// Least, median and most.
-fn summary(values: &[f64]) -> [f64; 3] {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
-    let last = sorted.len().saturating_sub(1);
-    [at(0), (at(last / 2) + at(last.div_ceil(2))) / 2.0, at(last)]
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -6,9 +6,19 @@
 pub(crate) mod cleanup;
 pub(crate) mod machine;
 pub(crate) mod plain;
+pub(crate) mod planning;
 pub(crate) mod show;
 #[path = "../../src/text.rs"]
 pub(crate) mod text;
 
 /// Any failure, in words.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Least, median and most.
+pub(crate) fn summary(values: &[f64]) -> [f64; 3] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
+    let last = sorted.len().saturating_sub(1);
+    [at(0), (at(last / 2) + at(last.div_ceil(2))) / 2.0, at(last)]
+}

@@ -34,6 +34,8 @@ struct Planned {
     looks: u32,
     /// Length of the last pause.
     pause_ms: f64,
+    /// The part of it that went into planning, as it would in the pause of a save.
+    planning_ms: f64,
 }
 
 #[derive(Serialize)]
@@ -53,6 +55,12 @@ struct VcpuRow {
     clear_vector: bool,
     clear_general: bool,
     interrupt: Option<u8>,
+}
+
+/// How long the last look took.
+struct Times {
+    pause: Duration,
+    planning: Duration,
 }
 
 pub(crate) fn run(args: &PlanArgs, out: &mut Output) -> Result<Exit, Failure> {
@@ -78,12 +86,15 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
             let vcpus = vcpu_states(&vm.device_state()?)?;
             // What stands in the way is wanted as a list, not as a refusal.
             let options = Options { best_effort: true };
-            Ok(Selection::of(kernel, policy)
-                .and_then(|selection| plan(kernel, &selection, &vcpus, options).map(|o| (selection, o))))
+            let begin = Instant::now();
+            let planned = Selection::of(kernel, policy)
+                .and_then(|selection| plan(kernel, &selection, &vcpus, options).map(|o| (selection, o)));
+            Ok(planned.map(|(selection, outcome)| (selection, outcome, begin.elapsed())))
         })?;
         match answer {
-            Ok((selection, outcome)) => {
-                return Ok(Planned::new(kernel, policy, &selection, outcome, looks, pause));
+            Ok((selection, outcome, planning)) => {
+                let times = Times { pause, planning };
+                return Ok(Planned::new(kernel, policy, &selection, outcome, looks, times));
             }
             Err(error) if may_try_again(&error, runs, begin) => std::thread::sleep(BREAK),
             Err(error) => return Err(error.into()),
@@ -103,7 +114,7 @@ impl Planned {
         selection: &Selection,
         outcome: Outcome,
         looks: u32,
-        pause: Duration,
+        times: Times,
     ) -> Self {
         let plan = outcome.plan.summary;
         let excluded = selection.excluded().map(|process| Excluded {
@@ -126,7 +137,8 @@ impl Planned {
             would_save: plan.unaccounted.is_empty() || policy.save.best_effort(),
             plan,
             looks,
-            pause_ms: pause.as_secs_f64() * 1000.0,
+            pause_ms: times.pause.as_secs_f64() * 1000.0,
+            planning_ms: times.planning.as_secs_f64() * 1000.0,
         }
     }
 }
@@ -203,6 +215,7 @@ mod tests {
             would_save,
             looks: 1,
             pause_ms: 12.5,
+            planning_ms: 2.5,
         }
     }
 
@@ -225,6 +238,7 @@ mod tests {
             "would_save": true,
             "looks": 1,
             "pause_ms": 12.5,
+            "planning_ms": 2.5,
         });
         assert_eq!(serde_json::to_value(planned(vec![])).unwrap(), expected);
     }
