@@ -11,7 +11,7 @@ use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
     KernelError, batches, buddy, cgroup, cpus, files, fpu, hugetlb, irq_work, maple, page, page_cache, paths,
-    pcp, pipes, signal, stacks, tasks, tty, vmas,
+    pcp, pipes, signal, slab, stacks, tasks, tty, vmas,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,10 @@ pub struct Profile {
     pub(crate) path: paths::PathLayout,
     pub(crate) pcp: pcp::PcpLayout,
     pub(crate) pipe: pipes::PipeLayout,
+    pub(crate) sheaf: slab::SheafLayout,
     pub(crate) signal: signal::SignalLayout,
+    pub(crate) slab: slab::SlabLayout,
+    pub(crate) slab_cache: slab::CacheLayout,
     pub(crate) stack: stacks::StackLayout,
     pub(crate) task: tasks::TaskLayout,
     pub(crate) tty: tty::TtyLayout,
@@ -109,7 +112,10 @@ impl Profile {
             path: paths::PathLayout::compile(&btf)?,
             pcp: pcp::PcpLayout::compile(&btf)?,
             pipe: pipes::PipeLayout::compile(&btf)?,
+            sheaf: slab::SheafLayout::compile(&btf)?,
             signal: signal::SignalLayout::compile(&btf)?,
+            slab: slab::SlabLayout::compile(&btf)?,
+            slab_cache: slab::CacheLayout::compile(&btf)?,
             stack,
             task: tasks::TaskLayout::compile(&btf)?,
             tty: tty::TtyLayout::compile(&btf)?,

@@ -41,6 +41,7 @@ const WANTED: &[&str] = &[
     "page_offset_base",
     "pcpu_hot",
     "signal_wake_up_state",
+    "slab_caches",
     "socket_file_ops",
     "tty_fops",
     "vmemmap_base",
