@@ -28,7 +28,7 @@ const POINTER: u64 = !3;
 const FORMAT: u16 = 0o170_000;
 const FIFO: u16 = 0o010_000;
 /// The file operations of terminals.
-const TERMINALS: [&str; 2] = ["tty_fops", "console_fops"];
+const TERMINALS: [&str; 4] = ["tty_fops", "ptmx_fops", "console_fops", "hung_up_tty_fops"];
 
 /// What stands behind an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

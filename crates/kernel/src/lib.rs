@@ -32,12 +32,13 @@ mod pcp;
 mod pipes;
 mod profile;
 mod pte;
+mod screens;
 mod signal;
 mod slab;
 mod stacks;
 mod symbols;
 mod tasks;
-mod tty;
+mod terminals;
 mod view;
 mod vmas;
 

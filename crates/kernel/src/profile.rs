@@ -11,7 +11,7 @@ use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
     KernelError, batches, buddy, cgroup, cpus, files, fpu, hugetlb, irq_work, maple, page, page_cache, paths,
-    pcp, pipes, signal, slab, stacks, tasks, tty, vmas,
+    pcp, pipes, screens, signal, slab, stacks, tasks, terminals, vmas,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -46,12 +46,13 @@ pub struct Profile {
     pub(crate) pcp: pcp::PcpLayout,
     pub(crate) pipe: pipes::PipeLayout,
     pub(crate) sheaf: slab::SheafLayout,
+    pub(crate) screen: screens::ScreenLayout,
     pub(crate) signal: signal::SignalLayout,
     pub(crate) slab: slab::SlabLayout,
     pub(crate) slab_cache: slab::CacheLayout,
     pub(crate) stack: stacks::StackLayout,
     pub(crate) task: tasks::TaskLayout,
-    pub(crate) tty: tty::TtyLayout,
+    pub(crate) terminal: terminals::TerminalLayout,
     pub(crate) zone: buddy::ZoneLayout,
 }
 
@@ -113,12 +114,13 @@ impl Profile {
             pcp: pcp::PcpLayout::compile(&btf)?,
             pipe: pipes::PipeLayout::compile(&btf)?,
             sheaf: slab::SheafLayout::compile(&btf)?,
+            screen: screens::ScreenLayout::compile(&btf)?,
             signal: signal::SignalLayout::compile(&btf)?,
             slab: slab::SlabLayout::compile(&btf)?,
             slab_cache: slab::CacheLayout::compile(&btf)?,
             stack,
             task: tasks::TaskLayout::compile(&btf)?,
-            tty: tty::TtyLayout::compile(&btf)?,
+            terminal: terminals::TerminalLayout::compile(&btf)?,
             zone: buddy::ZoneLayout::compile(&btf)?,
         })
     }

@@ -6,6 +6,7 @@
 //! would be. A new channel is a file and a line in [`CHANNELS`].
 
 mod pipes;
+mod terminals;
 
 use crate::frames::FrameSurvey;
 use crate::threads::Edits;
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 type Survey = fn(&mut Channels<'_, '_, '_>) -> Result<(), PlanError>;
 
 /// Every channel, by name.
-const CHANNELS: &[(&str, Survey)] = &[("pipes", pipes::survey)];
+const CHANNELS: &[(&str, Survey)] = &[("pipes", pipes::survey), ("terminals", terminals::survey)];
 
 /// What a channel needs: where to look, and where to say what is to be cleared.
 pub(crate) struct Channels<'s, 'a, 'k> {
