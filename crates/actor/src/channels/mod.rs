@@ -3,7 +3,10 @@
 //! The process itself never sees the secret, so every copy that lives is the kernel's: a child that ends
 //! at once derives it and passes it on.
 
+mod keys;
+mod messages;
 mod pipes;
+mod terminals;
 
 use elision_actor::secret::{SECRET_LEN, secret};
 use rustix::fd::OwnedFd;
@@ -12,7 +15,19 @@ use std::io;
 type Stage = fn(&mut Scene) -> io::Result<()>;
 
 /// Every channel, by name.
-const CHANNELS: &[(&str, Stage)] = &[("pipe-unread", pipes::unread), ("pipe-read", pipes::read)];
+const CHANNELS: &[(&str, Stage)] = &[
+    ("pipe-unread", pipes::unread),
+    ("pipe-read", pipes::read),
+    ("tty-pty-unread", terminals::pty_unread),
+    ("tty-pty-output", terminals::pty_output),
+    ("tty-pty-echo", terminals::pty_echo),
+    ("tty-vt-text", terminals::vt_text),
+    ("tty-serial", terminals::serial),
+    ("sysv-msg", messages::system_v),
+    ("posix-mq", messages::posix),
+    ("sysv-shm-detached", messages::detached),
+    ("key-user", keys::user),
+];
 
 /// A channel being filled, and what keeps it there.
 pub(crate) struct Scene<'a> {
