@@ -30,6 +30,7 @@ install_missing() {
     have qemu-system-x86_64 qemu-system-x86
     have cc gcc
     have git git
+    have ssh openssh-client
     have cargo cargo
     # The C library's static archive, for the program that runs inside the guests.
     if [ ! -e /usr/lib/x86_64-linux-gnu/libc.a ] && [ ! -e /usr/lib64/libc.a ]; then

@@ -3,6 +3,7 @@
 use crate::cpio::Cpio;
 use crate::error::{Context, Error, output_of};
 use crate::paths;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -32,8 +33,28 @@ export PATH=/bin
 exec /bin/actor serve
 ";
 
+/// The initramfs file with more files in it, which then stands in `folder`.
+pub(crate) fn with(files: &[(String, PathBuf)], folder: &Path) -> Result<PathBuf, Error> {
+    let base = get()?;
+    if files.is_empty() {
+        return Ok(base);
+    }
+    // The kernel unpacks one archive after the other.
+    let parents = files.iter().flat_map(|(path, _)| Path::new(path).ancestors().skip(1));
+    let folders: BTreeSet<_> = parents.filter(|parent| !parent.as_os_str().is_empty()).collect();
+    let mut cpio = Cpio::default();
+    folders.iter().for_each(|folder| cpio.folder(&folder.display().to_string(), 0o755));
+    for (path, file) in files {
+        cpio.file(path, 0o755, &std::fs::read(file).context("read", file)?);
+    }
+    let path = folder.join("initramfs.cpio");
+    let bytes = [std::fs::read(&base).context("read", &base)?, cpio.finish()].concat();
+    std::fs::write(&path, bytes).context("write", &path)?;
+    Ok(path)
+}
+
 /// The initramfs file, built when the actor changed.
-pub(crate) fn get() -> Result<PathBuf, Error> {
+fn get() -> Result<PathBuf, Error> {
     static DONE: Mutex<Option<PathBuf>> = Mutex::new(None);
     let mut done = DONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(path) = &*done {

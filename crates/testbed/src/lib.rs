@@ -32,6 +32,7 @@ pub mod modules;
 mod options;
 pub mod pages;
 mod paths;
+pub mod programs;
 mod qmp;
 pub mod search;
 mod spawner;

@@ -5,6 +5,7 @@ use crate::endpoints::Endpoints;
 use crate::error::Error;
 use crate::guest::{BOOT_LIMIT, Guest};
 use crate::kernels::Kernel;
+use crate::programs::Files;
 use crate::{initramfs, kernels, paths};
 use elision_memory::{FileOffset, Gpa, RamLayout, RamRegion};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub struct GuestOptions {
     accel: Option<Accel>,
     append: Vec<String>,
     extra: Vec<String>,
+    files: Files,
 }
 
 impl GuestOptions {
@@ -45,6 +47,7 @@ impl GuestOptions {
             accel: None,
             append: Vec::new(),
             extra: Vec::new(),
+            files: Files::new(),
         }
     }
 
@@ -97,6 +100,13 @@ impl GuestOptions {
         self
     }
 
+    /// More files in the root filesystem, such as those of [`programs::get`](crate::programs::get).
+    #[must_use]
+    pub fn files(mut self, files: Files) -> Self {
+        self.files.extend(files);
+        self
+    }
+
     pub(crate) fn ram_mode(&self) -> RamMode {
         self.ram
     }
@@ -126,7 +136,7 @@ impl GuestOptions {
     /// The QEMU command, with its sockets, logs and RAM file in `folder`. The first word is the program.
     pub fn command_in(&self, folder: &Path) -> Result<Vec<String>, Error> {
         let kernel = self.kernel()?;
-        let initramfs = initramfs::get()?;
+        let initramfs = initramfs::with(&self.files, folder)?;
         let accel = match self.accel {
             Some(accel) => accel,
             None => accel::choose(&self.kernel),
