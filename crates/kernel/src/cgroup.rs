@@ -23,16 +23,18 @@ impl Kernel<'_> {
     /// Path of the task's cgroup v2, `/` for the root; `None` on a kernel without cgroups.
     pub(crate) fn cgroup_path(&self, task: Gva) -> Result<Option<String>, KernelError> {
         let layout = &self.profile.cgroup;
-        let (Some(cgroups), Some(default), Some(node), Some(parent), Some(name)) =
-            (layout.cgroups, layout.default_cgroup, layout.node, layout.parent, layout.name)
-        else {
-            return Ok(None);
-        };
+        let (Some(cgroups), Some(default)) = (layout.cgroups, layout.default_cgroup) else { return Ok(None) };
         let css_set = self.pointer(task.wrapping_add(cgroups), WHAT)?;
         let cgroup = self.pointer(css_set.wrapping_add(default), WHAT)?;
-        if cgroup.0 == 0 {
+        if cgroup.0 == 0 { Ok(None) } else { self.path_of_cgroup(cgroup) }
+    }
+
+    /// Path of a `struct cgroup` in its hierarchy.
+    pub(crate) fn path_of_cgroup(&self, cgroup: Gva) -> Result<Option<String>, KernelError> {
+        let layout = &self.profile.cgroup;
+        let (Some(node), Some(parent), Some(name)) = (layout.node, layout.parent, layout.name) else {
             return Ok(None);
-        }
+        };
         let mut at = self.pointer(cgroup.wrapping_add(node), WHAT)?;
         let (mut names, mut len) = (Vec::new(), 0);
         while len < PATH_LIMIT {

@@ -22,7 +22,21 @@ layout! {
         reserved: enumerator("PG_reserved"),
         swap_backed: enumerator("PG_swapbacked"),
         slab_flag: enumerator("PG_slab"),
+        head_flag: enumerator("PG_head"),
+        swap_cache_flag: enumerator("PG_swapcache"),
+        locked_flag: enumerator("PG_locked"),
+        writeback_flag: enumerator("PG_writeback"),
         slab_type: enumerator("PGTY_slab"),
+        buddy_type: enumerator("PGTY_buddy"),
+        offline_type: enumerator("PGTY_offline"),
+        table_type: enumerator("PGTY_table"),
+        guard_type: enumerator("PGTY_guard"),
+        hugetlb_type: enumerator("PGTY_hugetlb"),
+        zsmalloc_type: enumerator("PGTY_zsmalloc"),
+        unaccepted_type: enumerator("PGTY_unaccepted"),
+        large_kmalloc_type: enumerator("PGTY_large_kmalloc"),
+        charge: optional("page", &["memcg_data"]),
+        private: offset("page", &["private"]),
     }
 }
 
@@ -56,6 +70,29 @@ pub enum PageKind {
     Other,
 }
 
+/// What the kernel itself says that it uses a page for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageType {
+    Buddy,
+    Offline,
+    Table,
+    Guard,
+    HugeTlb,
+    Slab,
+    Zsmalloc,
+    Unaccepted,
+    LargeKmalloc,
+}
+
+/// Types of kernels that keep one bit for each, clear when it is set, below this.
+const OLD_TYPES: u32 = 0xf000_0000;
+const OLD_TYPE_BITS: [(u32, PageType); 4] =
+    [(0x80, PageType::Buddy), (0x100, PageType::Offline), (0x200, PageType::Table), (0x400, PageType::Guard)];
+/// Types of kernels that number them.
+const NEW_TYPES: std::ops::Range<u64> = 0xf0..0xff;
+/// Bits of the word that tells the cgroup: a list of object owners, and kernel memory.
+const CHARGE_KERNEL: u64 = 2;
+
 /// One frame's descriptor; for a tail of a compound page with the kind of its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
@@ -71,17 +108,88 @@ pub struct Page {
     pub mapcount: u32,
 }
 
-struct Raw([u8; RAW]);
+/// The bytes of one descriptor.
+#[derive(Clone, Copy)]
+pub(crate) struct Raw([u8; RAW]);
 
 impl Raw {
+    /// From where the descriptor begins in what was read.
+    pub(crate) fn at(bytes: &[u8]) -> Option<Self> {
+        bytes.first_chunk().copied().map(Self)
+    }
+
     fn u64(&self, offset: u64) -> u64 {
         u64::from(self.u32(offset)) | u64::from(self.u32(offset + 4)) << 32
     }
 
     fn u32(&self, offset: u64) -> u32 {
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = at.checked_add(4).and_then(|end| self.0.get(at..end)).unwrap_or(&[0; 4]);
-        bytes.iter().rev().fold(0, |v, &b| (v << 8) | u32::from(b))
+        let bytes = self.0.get(at..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+}
+
+/// What a descriptor says.
+impl PageLayout {
+    fn has(&self, raw: &Raw, flag: Option<u64>) -> bool {
+        flag.is_some_and(|bit| bit < 64 && raw.u64(self.flags) >> bit & 1 != 0)
+    }
+
+    pub(crate) fn page_type(&self, raw: &Raw) -> Option<PageType> {
+        if self.has(raw, self.slab_flag) {
+            return Some(PageType::Slab); // the word that tells the type is something else here
+        }
+        let word = raw.u32(self.mapcount);
+        if self.slab_type.is_none() {
+            let is = |bit: u32| word & (OLD_TYPES | bit) == OLD_TYPES;
+            return OLD_TYPE_BITS.iter().find(|(bit, _)| is(*bit)).map(|(_, page_type)| *page_type);
+        }
+        // Newer kernels keep the type above the page's count.
+        let found = u64::from(word >> 24);
+        if !NEW_TYPES.contains(&found) {
+            return None;
+        }
+        let is = |value: Option<u64>| value == Some(found);
+        let types = [
+            (self.slab_type, PageType::Slab),
+            (self.buddy_type, PageType::Buddy),
+            (self.table_type, PageType::Table),
+            (self.large_kmalloc_type, PageType::LargeKmalloc),
+            (self.hugetlb_type, PageType::HugeTlb),
+            (self.offline_type, PageType::Offline),
+            (self.guard_type, PageType::Guard),
+            (self.zsmalloc_type, PageType::Zsmalloc),
+            (self.unaccepted_type, PageType::Unaccepted),
+        ];
+        types.iter().find(|(value, _)| is(*value)).map(|(_, page_type)| *page_type)
+    }
+
+    pub(crate) fn kind(&self, raw: &Raw) -> PageKind {
+        let mapping = raw.u64(self.mapping);
+        match mapping & 3 {
+            _ if self.page_type(raw) == Some(PageType::Slab) => PageKind::Other,
+            _ if self.has(raw, self.reserved) => PageKind::Reserved,
+            1 => PageKind::Anonymous,
+            3 => PageKind::Merged,
+            0 if mapping != 0 && self.has(raw, self.swap_backed) => PageKind::SharedMemory,
+            0 if mapping != 0 => PageKind::File,
+            _ => PageKind::Other,
+        }
+    }
+
+    /// Whether a driver lets the page be moved.
+    pub(crate) fn is_movable(&self, raw: &Raw) -> bool {
+        raw.u64(self.mapping) & 3 == 2
+    }
+
+    /// Whether it is a compound page.
+    pub(crate) fn is_compound(&self, raw: &Raw) -> bool {
+        self.has(raw, self.head_flag)
+    }
+
+    /// Whether it is charged to a cgroup as memory of the kernel.
+    pub(crate) fn is_charged_to_kernel(&self, raw: &Raw) -> bool {
+        self.charge.is_some_and(|at| raw.u64(at) & CHARGE_KERNEL != 0)
     }
 }
 
@@ -91,22 +199,16 @@ impl Kernel<'_> {
         let layout = &self.profile.page;
         let own = self.raw_page(gfn)?;
         let head = self.head_of(gfn, &own)?;
-        let raw = if head == gfn { Raw(own.0) } else { self.raw_page(head)? };
-        let flag = |bit: Option<u64>| bit.is_some_and(|b| b < 64 && raw.u64(layout.flags) >> b & 1 != 0);
-        // In a slab the word is something else. Newer kernels keep the type above the page's count.
-        let page_type = raw.u32(layout.mapcount) >> 24;
-        let is_slab = flag(layout.slab_flag) || layout.slab_type == Some(u64::from(page_type));
-        let mapping = raw.u64(layout.mapping);
-        let kind = match mapping & 3 {
-            _ if is_slab => PageKind::Other,
-            _ if flag(layout.reserved) => PageKind::Reserved,
-            1 => PageKind::Anonymous,
-            3 => PageKind::Merged,
-            0 if mapping != 0 && flag(layout.swap_backed) => PageKind::SharedMemory,
-            0 if mapping != 0 => PageKind::File,
-            _ => PageKind::Other,
-        };
+        let raw = if head == gfn { own } else { self.raw_page(head)? };
+        let kind = layout.kind(&raw);
         Ok(Page { gfn, head, kind, refcount: raw.u32(layout.refcount), mapcount: own.u32(layout.mapcount) })
+    }
+
+    /// Whether a page belongs to the swap cache, given by the head of its compound page.
+    pub fn is_in_swap_cache(&self, head: Gfn) -> Result<bool, KernelError> {
+        let (layout, raw) = (&self.profile.page, self.raw_page(head)?);
+        // The bit means something else for pages of files.
+        Ok(layout.has(&raw, layout.swap_cache_flag) && layout.has(&raw, layout.swap_backed))
     }
 
     /// All frames of the compound page that begins at `head`.
@@ -122,13 +224,13 @@ impl Kernel<'_> {
         Ok(head.0..end)
     }
 
-    fn raw_page(&self, gfn: Gfn) -> Result<Raw, KernelError> {
+    pub(crate) fn raw_page(&self, gfn: Gfn) -> Result<Raw, KernelError> {
         let mut raw = [0; RAW];
         self.read(self.page_of(gfn), &mut raw, WHAT)?;
         Ok(Raw(raw))
     }
 
-    fn head_of(&self, gfn: Gfn, raw: &Raw) -> Result<Gfn, KernelError> {
+    pub(crate) fn head_of(&self, gfn: Gfn, raw: &Raw) -> Result<Gfn, KernelError> {
         let layout = &self.profile.page;
         let Some(field) = layout.compound_head.or(layout.compound_info) else { return Ok(gfn) };
         let info = raw.u64(field);

@@ -10,8 +10,8 @@ use crate::kallsyms::Kallsyms;
 use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
-    KernelError, batches, buddy, cgroup, cpus, files, fpu, hugetlb, irq_work, maple, page, page_cache, paths,
-    pcp, pipes, screens, signal, slab, stacks, tasks, terminals, vmas,
+    KernelError, batches, buddy, cgroup, cpus, files, fpu, frames, hugetlb, irq_work, maple, page, page_cache,
+    paths, pcp, pipes, screens, signal, slab, stacks, tasks, terminals, vmas,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,7 @@ pub struct Profile {
     pub(crate) cpu: cpus::CpuLayout,
     pub(crate) files: files::FilesLayout,
     pub(crate) fpu: fpu::FpuLayout,
+    pub(crate) frame_owner: frames::FrameOwnerLayout,
     pub(crate) hugetlb: hugetlb::HugeTlbLayout,
     pub(crate) irq_work: irq_work::IrqWorkLayout,
     pub(crate) maple: maple::MapleLayout,
@@ -104,6 +105,7 @@ impl Profile {
             cpu: cpus::CpuLayout::compile(&btf)?,
             files: files::FilesLayout::compile(&btf)?,
             fpu: fpu::FpuLayout::compile(&btf)?,
+            frame_owner: frames::FrameOwnerLayout::compile(&btf)?,
             hugetlb: hugetlb::HugeTlbLayout::compile(&btf)?,
             irq_work: irq_work::IrqWorkLayout::compile(&btf)?,
             maple: maple::MapleLayout::compile(&btf)?,

@@ -70,12 +70,22 @@ pub struct SavedRegisters {
 impl Kernel<'_> {
     /// The kernel stack of a thread that is not on a CPU; `None` once it was released.
     pub fn stack(&self, thread: &Thread) -> Result<Option<Stack>, KernelError> {
+        let Some((base, size)) = self.stack_extent(thread)? else { return Ok(None) };
+        let sp = self.pointer(thread.task.wrapping_add(self.profile.stack.sp), WHAT)?;
+        let depth = sp.0.checked_sub(base.0).filter(|depth| (CANARY..size).contains(depth));
+        if depth.is_none() || sp.0 % 8 != 0 {
+            return Err(KernelError::Torn { what: WHAT, at: base, why: "the stack pointer is outside" });
+        }
+        Ok(Some(Stack { base, size, sp }))
+    }
+
+    /// Where the kernel stack of a thread stands, and its size; `None` once it was released.
+    pub(crate) fn stack_extent(&self, thread: &Thread) -> Result<Option<(Gva, u64)>, KernelError> {
         let layout = &self.profile.stack;
         let base = self.pointer(thread.task.wrapping_add(layout.stack), WHAT)?;
         if base.0 == 0 {
             return Ok(None);
         }
-        let sp = self.pointer(thread.task.wrapping_add(layout.sp), WHAT)?;
         let mut size = DEFAULT_SIZE;
         if let Some(area) = layout.area {
             let area = self.pointer(thread.task.wrapping_add(area), WHAT)?;
@@ -83,12 +93,11 @@ impl Kernel<'_> {
                 size = self.number(area, layout.area_pages, WHAT)?.saturating_mul(PAGE_SIZE as u64);
             }
         }
-        let depth = sp.0.checked_sub(base.0).filter(|depth| (CANARY..size).contains(depth));
-        let inside = depth.is_some() && base.checked_add(size).is_some();
-        if !inside || !(4096..=64 << 10).contains(&size) || sp.0 % 8 != 0 {
-            return Err(KernelError::Torn { what: WHAT, at: base, why: "the stack pointer is outside" });
+        if (4096..=64 << 10).contains(&size) && base.checked_add(size).is_some() {
+            Ok(Some((base, size)))
+        } else {
+            Err(KernelError::Torn { what: WHAT, at: base, why: "it has no possible size" })
         }
-        Ok(Some(Stack { base, size, sp }))
     }
 
     /// The user registers saved at the top of a user thread's kernel stack.

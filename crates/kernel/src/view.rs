@@ -44,6 +44,19 @@ impl WordEdit {
     }
 }
 
+/// What a part of the kernel's half of the address space is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Region {
+    /// All of RAM, one after the other.
+    Direct,
+    /// The array of `struct page`.
+    StructPages,
+    /// The kernel's image.
+    Image,
+    /// Everything else: vmalloc, modules, per-CPU areas.
+    Other,
+}
+
 const VMEMMAP_PART: u64 = 2 << 20;
 
 impl<'a> Kernel<'a> {
@@ -179,6 +192,31 @@ impl<'a> Kernel<'a> {
             return Some((gpa, to_page_end));
         }
         self.tables.translate(self.ram, gva).map(|t| (t.gpa, to_page_end))
+    }
+
+    /// The kernel's own page tables.
+    pub(crate) fn kernel_tables(&self) -> PageTables {
+        self.tables
+    }
+
+    /// The frames behind the image's mapping; some were given back after boot.
+    pub(crate) fn image_frames(&self) -> impl Iterator<Item = Gfn> + use<> {
+        let first = self.image.physical.gfn().0;
+        (first..first.saturating_add(self.image.len / PAGE_SIZE as u64)).map(Gfn)
+    }
+
+    /// What a kernel address belongs to.
+    pub(crate) fn region_of(&self, gva: Gva) -> Region {
+        let inside = |base: Gva, len: u64| gva.0.checked_sub(base.0).is_some_and(|offset| offset < len);
+        if inside(self.image.base, self.image.len) {
+            Region::Image
+        } else if inside(self.vmemmap, self.vmemmap_parts.len() as u64 * VMEMMAP_PART) {
+            Region::StructPages
+        } else if self.direct(gva).is_some() {
+            Region::Direct
+        } else {
+            Region::Other
+        }
     }
 
     /// Whether no user of the guest can have written these bytes.

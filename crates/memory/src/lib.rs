@@ -13,5 +13,5 @@ mod ram;
 
 pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
 pub use layout::{LayoutError, RamLayout, RamRegion};
-pub use page_table::{Budget, Leaf, LeafSize, PageTables, Translation, WalkError};
+pub use page_table::{Budget, Leaf, LeafSize, Node, PageTables, Translation, WalkError};
 pub use ram::{MemoryError, Ram};

@@ -83,6 +83,15 @@ impl Leaf {
     }
 }
 
+/// What a walk comes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A table, by the address of its frame.
+    Table(Gpa),
+    /// An entry that leads to memory.
+    Leaf(Leaf),
+}
+
 /// Where a virtual address leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -198,6 +207,21 @@ impl PageTables {
         budget: &mut Budget,
         visit: &mut dyn FnMut(Leaf),
     ) -> Result<(), WalkError> {
+        self.walk_nodes(ram, range, budget, &mut |node| {
+            if let Node::Leaf(leaf) = node {
+                visit(leaf);
+            }
+        })
+    }
+
+    /// The same with the tables on the way: each before what it leads to.
+    pub fn walk_nodes(
+        &self,
+        ram: &Ram,
+        range: Range<Gva>,
+        budget: &mut Budget,
+        visit: &mut dyn FnMut(Node),
+    ) -> Result<(), WalkError> {
         let at = Cursor { table: self.root, base: 0, writable: true };
         self.walk_table(ram, at, self.top_level(), &range, budget, visit)
     }
@@ -209,9 +233,10 @@ impl PageTables {
         level: u32,
         range: &Range<Gva>,
         budget: &mut Budget,
-        visit: &mut dyn FnMut(Leaf),
+        visit: &mut dyn FnMut(Node),
     ) -> Result<(), WalkError> {
         budget.spend()?;
+        visit(Node::Table(at.table));
         let mut raw = [0; PAGE_SIZE];
         ram.read(at.table, &mut raw).map_err(|_| WalkError::NotRam(at.table))?;
         let shift = 12 + 9 * level;
@@ -231,7 +256,7 @@ impl PageTables {
             let leaf = level == 0 || (level <= 2 && (entry & LARGE != 0 || entry & PRESENT == 0));
             if leaf {
                 let size = LeafSize::at_level(level);
-                visit(Leaf { gva: start, size, entry, writable_path: writable });
+                visit(Node::Leaf(Leaf { gva: start, size, entry, writable_path: writable }));
             } else if entry & PRESENT != 0 {
                 let table = Gpa(entry & ADDRESS);
                 let down = Cursor { table, base: at.base + (index << shift), writable };
@@ -303,6 +328,11 @@ mod tests {
                 let mut leaves = vec![];
                 pt.walk(&ram, pt.user_range(), &mut Budget::new(9), &mut |l| leaves.push(l)).unwrap();
                 assert_eq!(leaves.len(), 1);
+                let mut nodes = vec![];
+                pt.walk_nodes(&ram, pt.user_range(), &mut Budget::new(9), &mut |n| nodes.push(n)).unwrap();
+                let tables = if la57 { 5 } else { 4 } - level as usize;
+                assert_eq!(nodes.pop(), Some(Node::Leaf(leaves[0])));
+                assert_eq!(nodes, TABLE.map(Node::Table)[..tables]);
                 assert_eq!(
                     (leaves[0].gva, leaves[0].size, leaves[0].target()),
                     (Gva(gva), size, Gpa(0x4000_0000))

@@ -1,0 +1,93 @@
+//! Whose a frame is: a process, a slab cache, a cgroup.
+
+use super::scan::index;
+use super::{FrameKind, FrameScan};
+use crate::layout::layout;
+use crate::{Kernel, KernelError};
+use elision_memory::{Gfn, Gva};
+
+layout! {
+    pub(crate) struct FrameOwnerLayout {
+        slab_cache: optional("slab", &["slab_cache"]),
+        page_cache: optional("page", &["slab_cache"]),
+        cache_name: optional("kmem_cache", &["name"]),
+        charge: optional("page", &["memcg_data"]),
+        group: optional("obj_cgroup", &["memcg"]),
+        always_indirect: optional("obj_cgroup", &["is_root"]),
+        cgroup: optional("mem_cgroup", &["css.cgroup"]),
+    }
+}
+
+const NAME_LIMIT: usize = 128;
+/// Low bits of the word that tells the cgroup: a list of owners of objects, kernel memory.
+const CHARGE_LIST: u64 = 1;
+const CHARGE_KERNEL: u64 = 2;
+const CHARGE_FLAGS: u64 = 7;
+
+/// Whose a frame is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FrameOwner {
+    /// A process that maps it, or whose table or stack it is: the first that was found.
+    Process(u32),
+    /// A slab cache, by name.
+    Cache(String),
+    /// The cgroup that pays for it, by path.
+    Cgroup(String),
+}
+
+impl FrameScan {
+    /// A process that maps the frame, or whose table, stack or pipe it is.
+    #[must_use]
+    pub fn owner(&self, gfn: Gfn) -> Option<u32> {
+        index(gfn).and_then(|i| self.owners.get(i)).copied().filter(|pid| *pid != 0)
+    }
+}
+
+impl Kernel<'_> {
+    /// Whose a frame is, as far as that is told.
+    pub fn frame_owner(&self, scan: &FrameScan, gfn: Gfn) -> Result<Option<FrameOwner>, KernelError> {
+        if let Some(pid) = scan.owner(gfn) {
+            return Ok(Some(FrameOwner::Process(pid)));
+        }
+        match scan.kind(gfn) {
+            FrameKind::Slab => self.slab_cache_name(gfn).map(|name| name.map(FrameOwner::Cache)),
+            kind if kind.is_free() => Ok(None),
+            FrameKind::Absent | FrameKind::Reserved | FrameKind::KernelImage | FrameKind::StructPages => {
+                Ok(None)
+            }
+            _ => self.charged_cgroup(gfn).map(|path| path.map(FrameOwner::Cgroup)),
+        }
+    }
+
+    fn slab_cache_name(&self, gfn: Gfn) -> Result<Option<String>, KernelError> {
+        const WHAT: &str = "slab cache";
+        let layout = &self.profile.frame_owner;
+        let (Some(cache), Some(name)) = (layout.slab_cache.or(layout.page_cache), layout.cache_name) else {
+            return Ok(None);
+        };
+        let slab = self.page_of(self.page(gfn)?.head);
+        let cache = self.pointer(slab.wrapping_add(cache), WHAT)?;
+        let name = self.pointer(cache.wrapping_add(name), WHAT)?;
+        self.string(name, NAME_LIMIT, WHAT).map(Some)
+    }
+
+    /// The cgroup that a page is charged to.
+    fn charged_cgroup(&self, gfn: Gfn) -> Result<Option<String>, KernelError> {
+        const WHAT: &str = "memory cgroup";
+        let layout = &self.profile.frame_owner;
+        let (Some(charge), Some(cgroup)) = (layout.charge, layout.cgroup) else { return Ok(None) };
+        let page = self.page_of(self.page(gfn)?.head);
+        let word = self.u64(page.wrapping_add(charge), WHAT)?;
+        let mut group = Gva(word & !CHARGE_FLAGS);
+        if word & CHARGE_LIST != 0 || group.0 == 0 {
+            return Ok(None);
+        }
+        // Newer kernels charge all pages through an object that can change hands.
+        if word & CHARGE_KERNEL != 0 || layout.always_indirect.is_some() {
+            let Some(member) = layout.group else { return Ok(None) };
+            group = self.pointer(group.wrapping_add(member), WHAT)?;
+        }
+        let cgroup = self.pointer(group.wrapping_add(cgroup), WHAT)?;
+        if cgroup.0 == 0 { Ok(None) } else { self.path_of_cgroup(cgroup) }
+    }
+}
