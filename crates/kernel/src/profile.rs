@@ -10,8 +10,9 @@ use crate::kallsyms::Kallsyms;
 use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
-    KernelError, batches, buddy, cgroup, cpus, files, fpu, frames, hugetlb, irq_work, maple, page, page_cache,
-    paths, pcp, pipes, screens, signal, slab, stacks, tasks, terminals, vmas,
+    KernelError, batches, buddy, cgroup, cpus, files, fpu, frames, hugetlb, idle_stacks, irq_work, keys, log,
+    maple, message_queues, page, page_cache, paths, pcp, pipes, screens, signal, skb, slab, sockets, stacks,
+    tasks, terminals, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -38,9 +39,14 @@ pub struct Profile {
     pub(crate) fpu: fpu::FpuLayout,
     pub(crate) frame_owner: frames::FrameOwnerLayout,
     pub(crate) hugetlb: hugetlb::HugeTlbLayout,
+    pub(crate) idle_stack: idle_stacks::IdleStackLayout,
     pub(crate) irq_work: irq_work::IrqWorkLayout,
+    pub(crate) log: log::LogLayout,
+    pub(crate) keys: Option<keys::KeyLayout>,
     pub(crate) maple: maple::MapleLayout,
+    pub(crate) messages: message_queues::MessageLayouts,
     pub(crate) mm: vmas::MmLayout,
+    pub(crate) packet: skb::PacketLayout,
     pub(crate) page: page::PageLayout,
     pub(crate) page_cache: page_cache::PageCacheLayout,
     pub(crate) path: paths::PathLayout,
@@ -51,9 +57,13 @@ pub struct Profile {
     pub(crate) signal: signal::SignalLayout,
     pub(crate) slab: slab::SlabLayout,
     pub(crate) slab_cache: slab::CacheLayout,
+    pub(crate) socket: sockets::SocketLayout,
     pub(crate) stack: stacks::StackLayout,
     pub(crate) task: tasks::TaskLayout,
     pub(crate) terminal: terminals::TerminalLayout,
+    pub(crate) xarray: xarray::XarrayLayout,
+    pub(crate) tcp: sockets::TcpLayout,
+    pub(crate) unix: sockets::UnixLayout,
     pub(crate) zone: buddy::ZoneLayout,
 }
 
@@ -107,14 +117,22 @@ impl Profile {
             fpu: fpu::FpuLayout::compile(&btf)?,
             frame_owner: frames::FrameOwnerLayout::compile(&btf)?,
             hugetlb: hugetlb::HugeTlbLayout::compile(&btf)?,
+            idle_stack: idle_stacks::IdleStackLayout::compile(&btf)?,
             irq_work: irq_work::IrqWorkLayout::compile(&btf)?,
+            log: log::LogLayout::compile(&btf)?,
+            keys: keys::KeyLayout::find(&btf)?,
             maple: maple::MapleLayout::compile(&btf)?,
+            messages: message_queues::MessageLayouts::compile(&btf)?,
             mm: vmas::MmLayout::compile(&btf)?,
+            packet: skb::PacketLayout::compile(&btf)?,
             page,
             page_cache: page_cache::PageCacheLayout::compile(&btf)?,
             path: paths::PathLayout::compile(&btf)?,
             pcp: pcp::PcpLayout::compile(&btf)?,
             pipe: pipes::PipeLayout::compile(&btf)?,
+            socket: sockets::SocketLayout::compile(&btf)?,
+            tcp: sockets::TcpLayout::compile(&btf)?,
+            unix: sockets::UnixLayout::compile(&btf)?,
             sheaf: slab::SheafLayout::compile(&btf)?,
             screen: screens::ScreenLayout::compile(&btf)?,
             signal: signal::SignalLayout::compile(&btf)?,
@@ -123,6 +141,7 @@ impl Profile {
             stack,
             task: tasks::TaskLayout::compile(&btf)?,
             terminal: terminals::TerminalLayout::compile(&btf)?,
+            xarray: xarray::XarrayLayout::compile(&btf)?,
             zone: buddy::ZoneLayout::compile(&btf)?,
         })
     }

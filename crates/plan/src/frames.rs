@@ -273,22 +273,33 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
 
     /// Objects that only excluded processes map or have open, with all their pages, mapped or not.
     fn drop_shared_objects(&mut self, shared: &SharedObjects) -> Result<(), PlanError> {
-        for (&mapping, &(pid, hugetlb)) in &shared.excluded {
-            let (frames, evicted) = self.kernel.cached_frames(mapping, &mut self.cached_left)?;
-            for gfn in frames {
-                let is_shmem = self.kernel.page(gfn)?.kind == PageKind::SharedMemory;
-                if (is_shmem || hugetlb) && !self.table.is_kept(gfn) {
-                    self.table.set_owner(gfn, pid);
-                    let reason = if hugetlb { DropReason::HugeTlb } else { DropReason::SharedMemory };
-                    self.table.drop_frame(gfn, reason);
-                }
+        shared
+            .excluded
+            .iter()
+            .try_for_each(|(&mapping, &(pid, hugetlb))| self.drop_shared_object(mapping, pid, hugetlb))
+    }
+
+    /// All pages of an object, but those that a process which stays maps.
+    pub(crate) fn drop_shared_object(
+        &mut self,
+        mapping: Gva,
+        pid: u32,
+        hugetlb: bool,
+    ) -> Result<(), PlanError> {
+        let (frames, evicted) = self.kernel.cached_frames(mapping, &mut self.cached_left)?;
+        for gfn in frames {
+            let is_shmem = self.kernel.page(gfn)?.kind == PageKind::SharedMemory;
+            if (is_shmem || hugetlb) && !self.table.is_kept(gfn) {
+                self.table.set_owner(gfn, pid);
+                let reason = if hugetlb { DropReason::HugeTlb } else { DropReason::SharedMemory };
+                self.table.drop_frame(gfn, reason);
             }
-            if evicted > 0 {
-                self.unaccounted.push(format!(
-                    "shared memory of process {pid} has {} KiB in swap, which stays on the guest's disk",
-                    evicted * (PAGE_SIZE as u64 / 1024)
-                ));
-            }
+        }
+        if evicted > 0 {
+            self.unaccounted.push(format!(
+                "shared memory of process {pid} has {} KiB in swap, which stays on the guest's disk",
+                evicted * (PAGE_SIZE as u64 / 1024)
+            ));
         }
         Ok(())
     }

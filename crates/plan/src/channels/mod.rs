@@ -5,12 +5,15 @@
 //! shares with processes that stay is cleared as well: they read zeros where the excluded process's data
 //! would be. A new channel is a file and a line in [`CHANNELS`].
 
+mod kernel_log;
+mod keys;
+mod messages;
 mod pipes;
 mod terminals;
 
 use crate::frames::FrameSurvey;
 use crate::threads::Edits;
-use crate::{EditReason, Owner, PlanError, Selection};
+use crate::{EditReason, Options, Owner, PlanError, Selection};
 use elision_kernel::{Content, FileKind, Kernel, OpenFile, Process};
 use elision_memory::Gva;
 use std::collections::BTreeMap;
@@ -18,7 +21,13 @@ use std::collections::BTreeMap;
 type Survey = fn(&mut Channels<'_, '_, '_>) -> Result<(), PlanError>;
 
 /// Every channel, by name.
-const CHANNELS: &[(&str, Survey)] = &[("pipes", pipes::survey), ("terminals", terminals::survey)];
+const CHANNELS: &[(&str, Survey)] = &[
+    ("kernel log", kernel_log::survey),
+    ("pipes", pipes::survey),
+    ("terminals", terminals::survey),
+    ("messages", messages::survey),
+    ("keys", keys::survey),
+];
 
 /// What a channel needs: where to look, and where to say what is to be cleared.
 pub(crate) struct Channels<'s, 'a, 'k> {
@@ -28,6 +37,7 @@ pub(crate) struct Channels<'s, 'a, 'k> {
     pub(crate) live: &'a [&'a Process],
     /// What the excluded processes have open, each file once, with one that has it open.
     pub(crate) files: Vec<(OpenFile, u32)>,
+    pub(crate) options: Options,
     pub(crate) edits: &'s mut Edits<'a, 'k>,
     pub(crate) frames: &'s mut FrameSurvey<'a, 'k>,
 }
@@ -38,6 +48,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         kernel: &'a Kernel<'k>,
         selection: &'a Selection,
         live: &'a [&'a Process],
+        options: Options,
         edits: &'s mut Edits<'a, 'k>,
         frames: &'s mut FrameSurvey<'a, 'k>,
     ) -> Result<Self, PlanError> {
@@ -50,7 +61,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         }
         let files = files.into_iter().map(|(file, pid)| Ok((kernel.open_file(file)?, pid)));
         let files = files.collect::<Result<_, PlanError>>()?;
-        Ok(Self { kernel, selection, live, files, edits, frames })
+        Ok(Self { kernel, selection, live, files, options, edits, frames })
     }
 
     /// Surveys every channel.

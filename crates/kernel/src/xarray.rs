@@ -1,0 +1,66 @@
+//! XArrays (`lib/xarray.c`), and the IDRs that are made of them.
+//!
+//! ```text
+//! entry: node if its low bits are 10 and it is above 4096; below 4096 with low bits 10 a sibling of an
+//! earlier slot; else a value
+//! node: shift (u8) ... slots[64]
+//! ```
+
+use crate::layout::layout;
+use crate::{Kernel, KernelError};
+use elision_memory::Gva;
+
+layout! {
+    pub(crate) struct XarrayLayout {
+        shift: offset("xa_node", &["shift"]),
+        slots: offset("xa_node", &["slots"]),
+        slot_count: count("xa_node", "slots"),
+    }
+}
+
+const SIBLINGS_END: u64 = 4096;
+/// No node has more.
+const SLOT_LIMIT: u64 = 64;
+
+impl Kernel<'_> {
+    /// Calls `visit` with each entry that is no node, below the entry in the array's head. `budget` bounds
+    /// nodes and entries.
+    pub(crate) fn for_each_in_xarray(
+        &self,
+        head: u64,
+        what: &'static str,
+        budget: &mut u64,
+        visit: &mut dyn FnMut(u64) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        self.xarray_entry(head, 64, what, budget, visit)
+    }
+
+    fn xarray_entry(
+        &self,
+        entry: u64,
+        above: u8,
+        what: &'static str,
+        budget: &mut u64,
+        visit: &mut dyn FnMut(u64) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        if entry == 0 || (entry & 3 == 2 && entry <= SIBLINGS_END) {
+            return Ok(());
+        }
+        let layout = &self.profile.xarray;
+        let torn = |why| KernelError::Torn { what, at: Gva(entry), why };
+        *budget = budget.checked_sub(1).ok_or(torn("it holds more than the guest has room for"))?;
+        if entry & 3 != 2 {
+            return visit(entry);
+        }
+        let node = Gva(entry & !3);
+        let shift = self.u8(node.wrapping_add(layout.shift), what)?;
+        if shift >= above {
+            return Err(torn("its nodes form a loop"));
+        }
+        for i in 0..layout.slot_count.min(SLOT_LIMIT) {
+            let slot = self.u64(node.wrapping_add(layout.slots + 8 * i), what)?;
+            self.xarray_entry(slot, shift, what, budget, visit)?;
+        }
+        Ok(())
+    }
+}

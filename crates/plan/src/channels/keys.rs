@@ -1,0 +1,34 @@
+//! Keys that no process can reach which stays: they become zeros of the same length.
+
+use super::Channels;
+use crate::{EditReason, PlanError};
+use elision_memory::Gva;
+use std::collections::BTreeMap;
+
+pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
+    let kernel = channels.kernel;
+    let mut owners: BTreeMap<Gva, u32> = BTreeMap::new();
+    for process in channels.live {
+        let mut keys = kernel.no_keys();
+        kernel.add_keys_of(process, &mut keys)?;
+        for key in keys.keys {
+            owners.entry(key).or_insert(process.pid);
+        }
+    }
+    if owners.is_empty() {
+        return Ok(());
+    }
+    let mut kept = kernel.no_keys();
+    for process in channels.selection.kept() {
+        kernel.add_keys_of(process, &mut kept)?;
+    }
+    for (key, pid) in owners {
+        if kept.keys.contains(&key) {
+            continue;
+        }
+        let mut content = Vec::new();
+        kernel.key_content(key, &mut |part| content.push(part))?;
+        channels.clear(content, EditReason::Key, Some(pid))?;
+    }
+    Ok(())
+}
