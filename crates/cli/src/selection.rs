@@ -1,7 +1,7 @@
 //! The arguments that say what to leave out, and the policy that they make with a policy file.
 
 use clap::{Args, ValueEnum, ValueHint};
-use elision_policy::{Policy, PolicyError, SaveOptions, Selector, Video};
+use elision_policy::{KernelLog, Policy, PolicyError, SaveOptions, Selector, Video};
 use std::path::PathBuf;
 
 const HEADING: &str = "Selection";
@@ -25,6 +25,9 @@ pub(crate) struct SelectionArgs {
     /// What becomes of video memory.
     #[arg(long, help_heading = HEADING, value_name = "WHAT")]
     pub(crate) video: Option<VideoArg>,
+    /// What becomes of the log of the guest's kernel.
+    #[arg(long, help_heading = HEADING, value_name = "WHAT")]
+    pub(crate) kernel_log: Option<KernelLogArg>,
 }
 
 /// What becomes of video memory.
@@ -36,6 +39,24 @@ pub(crate) enum VideoArg {
     Keep,
     /// Blank it.
     Blank,
+}
+
+/// What becomes of the log of the guest's kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelLogArg {
+    /// Clear the lines that excluded processes wrote (the default).
+    Auto,
+    /// Clear all of it.
+    Clear,
+}
+
+impl From<KernelLogArg> for KernelLog {
+    fn from(arg: KernelLogArg) -> Self {
+        match arg {
+            KernelLogArg::Auto => Self::Auto,
+            KernelLogArg::Clear => Self::Clear,
+        }
+    }
 }
 
 impl From<VideoArg> for Video {
@@ -52,8 +73,11 @@ impl SelectionArgs {
     /// The policy of the file and of the arguments.
     pub(crate) fn policy(&self) -> Result<Policy, PolicyError> {
         let file = self.policy.as_deref().map(Policy::from_file).transpose()?;
-        let save =
-            SaveOptions { best_effort: self.best_effort.then_some(true), video: self.video.map(Video::from) };
+        let save = SaveOptions {
+            best_effort: self.best_effort.then_some(true),
+            video: self.video.map(Video::from),
+            kernel_log: self.kernel_log.map(KernelLog::from),
+        };
         let args = Policy { selectors: self.exclude.clone(), save };
         Ok(Policy::merge(file.unwrap_or_default(), args))
     }

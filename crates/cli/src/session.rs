@@ -3,7 +3,8 @@
 use crate::failure::Failure;
 use elision_kernel::{Kernel, KernelError, ProfileCache};
 use elision_memory::{Gpa, Ram};
-use elision_plan::VcpuState;
+use elision_plan::{Options, VcpuState};
+use elision_policy::{KernelLog, Policy};
 use elision_qemu::{DeviceState, Guardian, QemuError, Vm};
 use std::io;
 use std::path::Path;
@@ -34,6 +35,11 @@ impl Session {
 pub(crate) fn open_kernel<'a>(vm: &mut Vm, ram: &'a Ram) -> Result<Kernel<'a>, Failure> {
     let roots = roots_of(&vm.qmp().human("info registers -a")?);
     retry(|| Kernel::open(ram, &roots, &ProfileCache::of_user())).map_err(Failure::from)
+}
+
+/// How to plan for a policy.
+pub(crate) fn options(policy: &Policy, best_effort: bool) -> Options {
+    Options { best_effort, clear_log: policy.save.kernel_log() == KernelLog::Clear }
 }
 
 /// Tries again while the guest changes under our eyes; the last error if it never holds still.
@@ -91,6 +97,7 @@ pub(crate) fn vcpu_states(state: &DeviceState) -> Result<Vec<VcpuState>, Failure
             user_mode: vcpu.in_user_mode(),
             gs_base: vcpu.gs_base,
             kernel_gs_base: vcpu.kernel_gs_base,
+            rsp: vcpu.rsp,
         })
     });
     let vcpus: io::Result<Vec<_>> = vcpus.collect();

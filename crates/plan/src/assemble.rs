@@ -5,6 +5,7 @@ use crate::frames::FrameSurvey;
 use crate::threads::{Edits, kept_fpus};
 use crate::vcpus::Vcpus;
 use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
+use crate::{free_objects, idle_stacks};
 use elision_kernel::{Kernel, Process};
 use elision_memory::Gfn;
 use std::collections::BTreeSet;
@@ -14,6 +15,8 @@ use std::collections::BTreeSet;
 pub struct Options {
     /// Leave out what can be, and list what cannot instead of refusing.
     pub best_effort: bool,
+    /// Clear all of the kernel's log, and not only what excluded processes wrote.
+    pub clear_log: bool,
 }
 
 /// A plan, and what it asks of the vCPUs.
@@ -40,6 +43,8 @@ pub fn plan(
     let live: Vec<&Process> = selection.excluded().filter(|p| p.threads.iter().any(|t| !t.dead)).collect();
 
     let mut edits = Edits::new(kernel);
+    free_objects::clear(&mut edits)?;
+    idle_stacks::clear(&mut edits, selection, &vcpus)?;
     edits.dead_stacks(selection)?;
     let running = vcpus.running();
     for process in &live {
@@ -54,7 +59,7 @@ pub fn plan(
 
     let mut survey = FrameSurvey::new(kernel)?;
     survey.survey_processes(selection, &mut summary)?;
-    Channels::new(kernel, selection, &live, &mut edits, &mut survey)?.survey()?;
+    Channels::new(kernel, selection, &live, options, &mut edits, &mut survey)?.survey()?;
     survey.survey_free()?;
     let unaccounted = std::mem::take(&mut survey.unaccounted);
     if !unaccounted.is_empty() && !options.best_effort {

@@ -9,6 +9,7 @@
 //! [save]                    # at most one
 //! best-effort = false
 //! video = "auto"            # or "keep", "blank"
+//! kernel-log = "auto"       # or "clear"
 //! ```
 //! Limits: 1 MiB. A key that is not listed here is an error, so that a misspelt one is noticed.
 

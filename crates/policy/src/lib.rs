@@ -28,5 +28,5 @@ mod selector;
 
 pub use error::PolicyError;
 pub use glob::PathGlob;
-pub use policy::{Policy, SaveOptions, Video};
+pub use policy::{KernelLog, Policy, SaveOptions, Video};
 pub use selector::{Criterion, Kind, ProcessFacts, Selector};

@@ -16,6 +16,17 @@ pub enum Video {
     Blank,
 }
 
+/// What becomes of the log of the guest's kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelLog {
+    /// Lines that excluded processes wrote are cleared.
+    #[default]
+    Auto,
+    /// All of it is cleared.
+    Clear,
+}
+
 /// How to save. What is not set has its default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -26,6 +37,9 @@ pub struct SaveOptions {
     /// What becomes of video memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub video: Option<Video>,
+    /// What becomes of the kernel's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_log: Option<KernelLog>,
 }
 
 impl SaveOptions {
@@ -39,6 +53,12 @@ impl SaveOptions {
     #[must_use]
     pub fn video(&self) -> Video {
         self.video.unwrap_or_default()
+    }
+
+    /// What becomes of the kernel's log.
+    #[must_use]
+    pub fn kernel_log(&self) -> KernelLog {
+        self.kernel_log.unwrap_or_default()
     }
 }
 
@@ -65,6 +85,7 @@ impl Policy {
         let save = SaveOptions {
             best_effort: args.save.best_effort.or(file.save.best_effort),
             video: args.save.video.or(file.save.video),
+            kernel_log: args.save.kernel_log.or(file.save.kernel_log),
         };
         Self { selectors, save }
     }
@@ -79,17 +100,22 @@ mod tests {
         let selector = |text: &str| text.parse::<Selector>().unwrap();
         let file = Policy {
             selectors: vec![selector("uid=7"), selector("comm=a")],
-            save: SaveOptions { best_effort: Some(true), video: Some(Video::Blank) },
+            save: SaveOptions {
+                best_effort: Some(true),
+                video: Some(Video::Blank),
+                kernel_log: Some(KernelLog::Clear),
+            },
         };
         let args = Policy {
             selectors: vec![selector("comm=a"), selector("pid=3")],
-            save: SaveOptions { best_effort: None, video: Some(Video::Keep) },
+            save: SaveOptions { video: Some(Video::Keep), ..SaveOptions::default() },
         };
         let both = Policy::merge(file, args);
         let names: Vec<_> = both.selectors.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["uid=7", "comm=a", "pid=3"]);
         assert!(both.save.best_effort());
         assert_eq!(both.save.video(), Video::Keep);
+        assert_eq!(both.save.kernel_log(), KernelLog::Clear);
         assert!(!SaveOptions::default().best_effort());
     }
 

@@ -1,6 +1,6 @@
 //! The policy file: what it says, and where it is wrong.
 
-use elision_policy::{Policy, Video};
+use elision_policy::{KernelLog, Policy, Video};
 use std::path::Path;
 
 fn parse(text: &str) -> Result<Policy, String> {
@@ -21,6 +21,7 @@ fn a_whole_file_is_read() {
         [save]
         best-effort = true
         video = "blank"
+        kernel-log = "clear"
     "#;
     let policy = parse(text).unwrap();
     let [first, second] = policy.selectors.as_slice() else { panic!("{policy:?}") };
@@ -31,6 +32,7 @@ fn a_whole_file_is_read() {
     assert_eq!((second.to_string().as_str(), second.optional, second.children), ("uid=1000", false, true));
     assert!(policy.save.best_effort());
     assert_eq!(policy.save.video(), Video::Blank);
+    assert_eq!(policy.save.kernel_log(), KernelLog::Clear);
     assert_eq!(parse("").unwrap(), Policy::default());
 }
 

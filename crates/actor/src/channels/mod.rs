@@ -3,7 +3,9 @@
 //! The process itself never sees the secret, so every copy that lives is the kernel's: a child that ends
 //! at once derives it and passes it on.
 
+mod freed;
 mod keys;
+mod log;
 mod messages;
 mod pipes;
 mod terminals;
@@ -16,6 +18,7 @@ type Stage = fn(&mut Scene) -> io::Result<()>;
 
 /// Every channel, by name.
 const CHANNELS: &[(&str, Stage)] = &[
+    ("kmsg", log::kmsg),
     ("pipe-unread", pipes::unread),
     ("pipe-read", pipes::read),
     ("tty-pty-unread", terminals::pty_unread),
@@ -27,6 +30,11 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("posix-mq", messages::posix),
     ("sysv-shm-detached", messages::detached),
     ("key-user", keys::user),
+    ("freed-msg", freed::messages),
+    ("freed-unix", freed::datagrams),
+    ("freed-xattr", freed::attributes),
+    ("freed-fpu", freed::registers),
+    ("freed-stack", freed::stacks),
 ];
 
 /// A channel being filled, and what keeps it there.

@@ -2,7 +2,7 @@
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::session::vcpu_states;
+use crate::session::{options, vcpu_states};
 use elision_image::{ImageWriter, RamStats};
 use elision_kernel::Kernel;
 use elision_plan::{Options, Outcome, PlanError, Selection, plan};
@@ -48,7 +48,7 @@ pub(super) fn capture(
     let runs = duty.resume;
     let program = std::env::current_exe().map_err(|e| Failure::io("find", Path::new("elision"), &e))?;
     let guardian = Guardian::spawn(&program, &["guard"], &duty)?;
-    let options = Options { best_effort: policy.save.best_effort() };
+    let options = options(policy, policy.save.best_effort());
     let sought = Instant::now();
     for looks in 1.. {
         let began = SystemTime::now();

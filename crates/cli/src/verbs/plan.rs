@@ -4,12 +4,12 @@ use crate::args::PlanArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
-use crate::session::{Session, open_kernel, vcpu_states, while_paused};
+use crate::session::{Session, open_kernel, options, vcpu_states, while_paused};
 use crate::summary;
 use crate::text::{count, or_dash, printable, size};
 use elision_image::Guest;
 use elision_kernel::Kernel;
-use elision_plan::{Options, Outcome, PlanError, PlanSummary, Selection, VcpuAction, plan};
+use elision_plan::{Outcome, PlanError, PlanSummary, Selection, VcpuAction, plan};
 use elision_policy::Policy;
 use elision_qemu::Vm;
 use serde::Serialize;
@@ -85,7 +85,7 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
         let (answer, pause) = while_paused(vm, |vm| {
             let vcpus = vcpu_states(&vm.device_state()?)?;
             // What stands in the way is wanted as a list, not as a refusal.
-            let options = Options { best_effort: true };
+            let options = options(policy, true);
             let begin = Instant::now();
             let planned = Selection::of(kernel, policy)
                 .and_then(|selection| plan(kernel, &selection, &vcpus, options).map(|o| (selection, o)));
