@@ -9,6 +9,8 @@ mod channels;
 mod entry;
 mod error;
 mod frames;
+mod free_objects;
+mod idle_stacks;
 mod select;
 mod threads;
 mod vcpus;

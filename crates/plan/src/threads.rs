@@ -1,7 +1,7 @@
 //! Edits for threads: dead stacks of all, registers and pending signals of the excluded.
 
 use crate::{Change, Edit, EditReason, Owner, PlanError, Selection};
-use elision_kernel::{Kernel, Process, Thread, WordEdit};
+use elision_kernel::{Kernel, Process, WordEdit};
 use elision_memory::{Gpa, Gva};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,6 +15,11 @@ pub(crate) struct Edits<'a, 'k> {
 impl<'a, 'k> Edits<'a, 'k> {
     pub(crate) fn new(kernel: &'a Kernel<'k>) -> Self {
         Self { kernel, list: Vec::new() }
+    }
+
+    /// The kernel that is looked at.
+    pub(crate) fn kernel(&self) -> &'a Kernel<'k> {
+        self.kernel
     }
 
     /// Clears a range of kernel memory.
@@ -80,7 +85,7 @@ impl<'a, 'k> Edits<'a, 'k> {
             }
             match (thread.on_cpu, running.get(&thread.task)) {
                 (false, None) => {}
-                (true, Some(true)) => self.running_stack(thread, owner)?,
+                (true, Some(true)) => {} // its stack was cleared with those of all that run
                 _ => return Err(busy("a thread of it is running in the kernel")),
             }
             if let Some(stack) = self.kernel.stack(thread)? {
@@ -98,14 +103,6 @@ impl<'a, 'k> Edits<'a, 'k> {
             }
         }
         Ok(())
-    }
-
-    /// A thread in user mode has nothing on its kernel stack: all of it is dead.
-    fn running_stack(&mut self, thread: &Thread, owner: Owner) -> Result<(), PlanError> {
-        let Some(stack) = self.kernel.stack(thread)? else { return Ok(()) };
-        let registers = self.kernel.saved_registers(&stack)?;
-        let top = registers.clear.iter().map(|range| range.start).min().unwrap_or(stack.sp);
-        self.zero(stack.dead().start..top, EditReason::DeadStack, owner)
     }
 
     /// The edits by frame, in each frame in order of application.

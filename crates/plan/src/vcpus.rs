@@ -16,6 +16,8 @@ pub struct VcpuState {
     pub gs_base: Gva,
     /// The GS base that `swapgs` would bring.
     pub kernel_gs_base: Gva,
+    /// The stack pointer.
+    pub rsp: Gva,
 }
 
 /// What to do with a vCPU's state in the copy.
@@ -29,6 +31,17 @@ pub struct VcpuAction {
     pub clear_general: bool,
     /// Raise this interrupt, so that the kernel runs before any user instruction.
     pub interrupt: Option<u8>,
+}
+
+/// What a CPU runs, and where on which stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StackUse {
+    /// Linux's number for the CPU.
+    pub(crate) cpu: usize,
+    /// The task on it.
+    pub(crate) task: Gva,
+    /// Its stack pointer in the kernel; `None` in user mode.
+    pub(crate) sp: Option<Gva>,
 }
 
 /// Which vCPU runs what, and whose registers each holds.
@@ -59,6 +72,16 @@ impl Vcpus {
     /// Tasks that are on a vCPU, and whether in user mode there.
     pub(crate) fn running(&self) -> BTreeMap<Gva, bool> {
         self.states.iter().map(|(state, cpu)| (cpu.current, state.user_mode)).collect()
+    }
+
+    /// Where each started CPU stands.
+    pub(crate) fn stacks(&self) -> Vec<StackUse> {
+        let uses = self.states.iter().map(|(state, cpu)| StackUse {
+            cpu: cpu.number,
+            task: cpu.current,
+            sp: (!state.user_mode).then_some(state.rsp),
+        });
+        uses.collect()
     }
 
     /// What to do, given the excluded tasks, their saved FPU states, and those of threads that stay.

@@ -17,6 +17,9 @@ layout! {
     }
 }
 
+/// Gets the head page of a slab and its descriptor.
+type VisitSlab<'v> = dyn FnMut(Gfn, &[u8]) -> Result<(), KernelError> + 'v;
+
 /// Descriptors are read in pieces of this size.
 const CHUNK: usize = 1 << 20;
 /// `inuse` in the counters; `objects` stands above it, with 15 bits.
@@ -30,10 +33,7 @@ fn decoded(cache: &Cache, holder: Gva, value: u64) -> Gva {
 
 impl Kernel<'_> {
     /// Calls `visit` with the head page of each slab and its descriptor.
-    pub(super) fn for_each_slab(
-        &self,
-        visit: &mut dyn FnMut(Gfn, &[u8]) -> Result<(), KernelError>,
-    ) -> Result<(), KernelError> {
+    pub(super) fn for_each_slab(&self, visit: &mut VisitSlab<'_>) -> Result<(), KernelError> {
         let page = &self.profile.page;
         let size = usize::try_from(page.size).ok().filter(|size| (64..=CHUNK).contains(size));
         let size = size.ok_or(KernelError::Incomplete("page descriptors"))?;

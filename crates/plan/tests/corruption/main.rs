@@ -132,6 +132,7 @@ fn stop_in_the_kernel(guest: &Guest) -> Result<(Vec<VcpuState>, Vec<Gpa>), Error
                     user_mode: false,
                     gs_base: gs(cpu),
                     kernel_gs_base: Gva(0),
+                    rsp: Gva(value(cpu, "RSP")),
                 })
                 .collect();
             if states.iter().all(|state| state.gs_base.0 >> 63 == 1) {
