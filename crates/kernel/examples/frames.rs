@@ -24,14 +24,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         let with_lists = start.elapsed() - descriptors;
         let start = Instant::now();
         scan.explain(&kernel, &kernel.processes()?)?;
+        let processes = start.elapsed();
+        let start = Instant::now();
+        scan.find_holders(&kernel);
         println!(
             "descriptors {descriptors:.1?}, with free lists and the kernel's tables {with_lists:.1?}, \
-             processes {:.1?}",
+             processes {processes:.1?}, holders {:.1?}",
             start.elapsed()
         );
     }
     let mut scan = kernel.scan_frames()?;
     scan.explain(&kernel, &kernel.processes()?)?;
+    scan.find_holders(&kernel);
     let mut counts: BTreeMap<FrameKind, u64> = BTreeMap::new();
     for (_, kind) in scan.frames() {
         *counts.entry(kind).or_default() += 1;

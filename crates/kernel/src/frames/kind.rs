@@ -54,11 +54,13 @@ pub enum FrameKind {
     KernelCompound,
     /// Kernel memory charged to a cgroup, of no kind named here.
     KernelCharged,
+    /// Pages without any mark that an object of the kernel points to: its own tables and buffers.
+    KernelBlock,
 }
 
 impl FrameKind {
     /// Every kind, in order.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Absent,
         Self::Unknown,
         Self::Free,
@@ -83,6 +85,7 @@ impl FrameKind {
         Self::Driver,
         Self::KernelCompound,
         Self::KernelCharged,
+        Self::KernelBlock,
     ];
 
     /// Whether nobody uses the frame.
@@ -125,6 +128,7 @@ impl FrameKind {
             Self::Driver => "in a driver's hands",
             Self::KernelCompound => "compound page of the kernel",
             Self::KernelCharged => "kernel memory charged to a cgroup",
+            Self::KernelBlock => "block that the kernel points to",
         }
     }
 

@@ -5,10 +5,12 @@
 //! free lists        free                                                      buddy, per CPU, huge pools
 //! kernel's tables   vmalloc, modules, per-CPU areas, the descriptors          what the kernel maps
 //! processes         page tables, stacks, pipes, and who maps what             [`FrameScan::explain`]
+//! pointers          blocks that the kernel took for itself and did not mark        [`FrameScan::find_holders`]
 //! ```
 //! A page table of a process is told from any other page by its descriptor only in part: upper levels
 //! have no mark in older kernels, so the tables themselves are walked.
 
+mod holders;
 mod kind;
 mod owner;
 mod processes;

@@ -33,6 +33,19 @@ pub enum FrameOwner {
     Cache(String),
     /// The cgroup that pays for it, by path.
     Cgroup(String),
+    /// Memory of the kernel of some kind, which points to it.
+    Kernel(FrameKind),
+}
+
+impl std::fmt::Display for FrameOwner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Process(pid) => write!(f, "process {pid}"),
+            Self::Cache(name) => f.write_str(name),
+            Self::Cgroup(path) => write!(f, "cgroup {path}"),
+            Self::Kernel(kind) => f.write_str(kind.name()),
+        }
+    }
 }
 
 impl FrameScan {
@@ -55,8 +68,19 @@ impl Kernel<'_> {
             FrameKind::Absent | FrameKind::Reserved | FrameKind::KernelImage | FrameKind::StructPages => {
                 Ok(None)
             }
-            _ => self.charged_cgroup(gfn).map(|path| path.map(FrameOwner::Cgroup)),
+            _ => match self.charged_cgroup(gfn)? {
+                Some(path) => Ok(Some(FrameOwner::Cgroup(path))),
+                None => self.holder(scan, gfn),
+            },
         }
+    }
+
+    fn holder(&self, scan: &FrameScan, gfn: Gfn) -> Result<Option<FrameOwner>, KernelError> {
+        let Some(at) = scan.holders.get(&gfn).map(|at| at.gfn()) else { return Ok(None) };
+        Ok(Some(match (scan.kind(at), self.slab_cache_name(at)) {
+            (FrameKind::Slab, Ok(Some(name))) => FrameOwner::Cache(name),
+            (kind, _) => FrameOwner::Kernel(kind),
+        }))
     }
 
     fn slab_cache_name(&self, gfn: Gfn) -> Result<Option<String>, KernelError> {

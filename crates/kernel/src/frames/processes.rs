@@ -19,6 +19,12 @@ impl FrameScan {
             self.note_stacks(kernel, process);
             let Some(addr) = process.mm.filter(|addr| spaces.insert(*addr)) else { continue };
             let (mm, pid) = (kernel.mm(addr)?, process.pid);
+            // With isolation of page tables, or room for it, the one for user mode stands behind.
+            let pair = Gfn(mm.tables.root().gfn().0 ^ 1);
+            if pair > mm.tables.root().gfn() && self.kind(pair) == FrameKind::Unknown {
+                self.set(pair, FrameKind::PageTable);
+                self.own(pair, pid);
+            }
             mm.tables.walk_nodes(
                 kernel.ram,
                 mm.tables.user_range(),

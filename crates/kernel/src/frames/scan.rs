@@ -4,7 +4,8 @@ use super::FrameKind;
 use crate::page::Raw;
 use crate::view::Region;
 use crate::{Kernel, KernelError};
-use elision_memory::{Budget, Gfn, Gva, Node};
+use elision_memory::{Budget, Gfn, Gpa, Gva, Node};
+use std::collections::BTreeMap;
 
 const WHAT: &str = "page descriptors";
 /// Descriptors read at once: 4 KiB of them.
@@ -17,6 +18,8 @@ pub struct FrameScan {
     pub(super) kinds: Vec<FrameKind>,
     /// A process that maps the frame, or whose page table it is; 0 for none.
     pub(super) owners: Vec<u32>,
+    /// Where a pointer to a block of the kernel stands, for each frame of it.
+    pub(super) holders: BTreeMap<Gfn, Gpa>,
 }
 
 impl FrameScan {
@@ -71,7 +74,11 @@ impl Kernel<'_> {
     #[must_use]
     pub fn scan_descriptors(&self) -> FrameScan {
         let limit = index(self.ram.layout().frame_limit()).unwrap_or(0);
-        let mut scan = FrameScan { kinds: vec![FrameKind::Absent; limit], owners: vec![0; limit] };
+        let mut scan = FrameScan {
+            kinds: vec![FrameKind::Absent; limit],
+            owners: vec![0; limit],
+            holders: BTreeMap::new(),
+        };
         let size = usize::try_from(self.profile.page.size).unwrap_or(usize::MAX).min(4096);
         let mut batch = vec![0; size * usize::try_from(BATCH).unwrap_or(0)];
         for region in self.ram.layout().regions() {

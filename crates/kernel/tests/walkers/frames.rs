@@ -4,7 +4,7 @@
 //! After it has told, the guest still packs its answer and sends it: the writer touches memory of
 //! its own, and free frames move between the buddy lists and the lists of a CPU.
 
-use elision_kernel::{Kernel, PageKind};
+use elision_kernel::{FrameKind, FrameScan, Kernel, PageKind, Process};
 use elision_memory::Gfn;
 use elision_testbed::truth::Truth;
 use std::collections::{BTreeMap, BTreeSet};
@@ -135,4 +135,104 @@ pub(crate) fn compare_counts(kernel: &Kernel<'_>, truth: &Truth) {
     }
     println!("  {} mapping counts: {different} differ", small.len());
     assert!(different <= MAPPED_SINCE && small.len() > 3000, "mapping counts differ");
+}
+
+/// So many of a thousand frames in use may be of a kind that nothing tells.
+const UNKNOWN_IN_1000: usize = 5;
+
+/// What the scan of all descriptors tells of each frame.
+pub(crate) fn compare_scan(kernel: &Kernel<'_>, processes: &[Process], truth: &Truth) -> FrameScan {
+    let mut scan = kernel.scan_frames().expect("frames");
+    scan.explain(kernel, processes).expect("frames of processes");
+    scan.find_holders(kernel);
+    let flags = flags(truth);
+    let mine = |kinds: &[FrameKind]| -> Frames {
+        scan.frames().filter(|(_, kind)| kinds.contains(kind)).map(|(gfn, _)| gfn).collect()
+    };
+    let told = |test: &dyn Fn(u64) -> bool| -> Frames {
+        with(&flags, test).into_iter().filter(|gfn| kernel.ram().layout().contains(*gfn)).collect()
+    };
+    use FrameKind as Kind;
+    let free = [Kind::Free, Kind::FreePerCpu];
+    let anonymous = [Kind::Anonymous, Kind::Orphan, Kind::Merged, Kind::HugeTlb];
+    let reserved = [Kind::Reserved, Kind::KernelImage, Kind::StructPages];
+    let huge = [Kind::FreeHuge, Kind::HugeTlb, Kind::Anonymous, Kind::File];
+    // What the guest says, of which kind that must be, and whether nothing else may be.
+    let rows: [(&str, Frames, &[Kind], bool); 7] = [
+        ("free", told(&|f| f & BUDDY != 0), &free, false),
+        ("anonymous", told(&|f| f & (ANON | SLAB | BUDDY) == ANON), &anonymous, true),
+        (
+            "shared memory",
+            told(&|f| f & (LRU | ANON | SWAP_BACKED) == LRU | SWAP_BACKED),
+            &[Kind::SharedMemory],
+            true,
+        ),
+        ("slab", told(&|f| f & SLAB != 0), &[Kind::Slab], false),
+        ("page tables", told(&|f| f & PAGE_TABLE != 0), &[Kind::PageTable], false),
+        ("reserved", told(&|f| f & RESERVED != 0), &reserved, true),
+        ("huge pages", told(&|f| f & HUGE != 0), &huge, false),
+    ];
+    for (what, told, kinds, both) in rows {
+        let mine = mine(kinds);
+        let missing = told.difference(&mine).count();
+        let more = if both { mine.difference(&told).count() } else { 0 };
+        println!("  {} frames told {what}: {missing} of another kind, {more} more", told.len());
+        assert!(missing <= DRIFT && more <= DRIFT, "{what}: the scan says otherwise");
+        assert!(told.len() > 50, "control: too few frames {what}");
+    }
+    // Tails and heads of compound pages: what is one cannot be free or in single pages of the kernel.
+    let compound = told(&|f| f & (COMPOUND_HEAD | COMPOUND_TAIL) != 0);
+    let single = mine(&[Kind::Free, Kind::FreePerCpu, Kind::KernelBlock, Kind::PageTable, Kind::Unknown]);
+    assert!(compound.intersection(&single).count() <= DRIFT, "compound pages are taken for single ones");
+
+    let in_use: Frames = scan.frames().filter(|(_, kind)| !kind.is_free()).map(|(gfn, _)| gfn).collect();
+    let unknown = mine(&[Kind::Unknown]);
+    println!("  {} frames in use, {} of them unknown", in_use.len(), unknown.len());
+    for gfn in &unknown {
+        println!("    {gfn}: flags {:#x}", flags.get(gfn).copied().unwrap_or(0));
+    }
+    assert!(in_use.len() > 10_000, "control: too few frames in use");
+    assert!(unknown.len() * 1000 <= in_use.len() * UNKNOWN_IN_1000, "too many frames are of no known kind");
+    // What nothing explains must not be what processes fill: those are mapped or on a reclaim list.
+    assert!(unknown.iter().all(|gfn| flags.get(gfn).is_none_or(|f| f & (LRU | MMAP | ANON) == 0)));
+    scan
+}
+
+/// A page for the documentation: how many frames are of each kind, and whose.
+pub(crate) fn table(kernel: &Kernel<'_>, scan: &FrameScan) -> Vec<String> {
+    let mut rows: BTreeMap<FrameKind, (usize, BTreeMap<String, usize>)> = BTreeMap::new();
+    for (gfn, kind) in scan.frames() {
+        let row = rows.entry(kind).or_default();
+        row.0 += 1;
+        if let Ok(Some(owner)) = kernel.frame_owner(scan, gfn) {
+            *row.1.entry(owner.to_string()).or_default() += 1;
+        }
+    }
+    let all: usize = rows.values().map(|(count, _)| count).sum();
+    let in_use: usize = rows.iter().filter(|(kind, _)| !kind.is_free()).map(|(_, (count, _))| count).sum();
+    let unknown = rows.get(&FrameKind::Unknown).map_or(0, |(count, _)| *count);
+    let percent = |part: usize, whole: usize| format!("{:.2} %", part as f64 * 100.0 / whole as f64);
+    let mut lines = vec![
+        format!(
+            "{} frames, {in_use} in use, of which {} are of a known kind.",
+            all,
+            percent(in_use - unknown, in_use)
+        ),
+        String::new(),
+        "| kind | frames | share of RAM | owned | owners, the largest |".to_owned(),
+        "|---|---|---|---|---|".to_owned(),
+    ];
+    for (kind, (count, owners)) in rows {
+        let owned: usize = owners.values().sum();
+        let mut largest: Vec<_> = owners.into_iter().collect();
+        largest.sort_by_key(|(_, frames)| std::cmp::Reverse(*frames));
+        let largest = largest.iter().take(4).map(|(name, frames)| format!("{name} ({frames})"));
+        lines.push(format!(
+            "| {} | {count} | {} | {owned} | {} |",
+            kind.name(),
+            percent(count, all),
+            largest.collect::<Vec<_>>().join(", ")
+        ));
+    }
+    lines
 }

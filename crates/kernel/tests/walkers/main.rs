@@ -11,32 +11,33 @@ mod processes;
 use elision_kernel::{Kernel, ProfileCache};
 use elision_memory::Ram;
 use elision_testbed::truth::Truth;
-use elision_testbed::{Error, GuestOptions, Spawn, Status};
+use elision_testbed::{Error, GuestOptions, Spawn, Status, pages};
 use std::time::{Duration, Instant};
 
 const EVERYWHERE: &str = "heap,stack,thp,hugetlb,shm,memfd,tmpfs,file,cow,xmm,pipe-unread";
 
 #[test]
 fn walks_of_6_1_equal_what_the_guest_says() -> Result<(), Error> {
-    compare(&GuestOptions::new("6.1"), true)
+    compare(&GuestOptions::new("6.1"), true, Some("6.1"))
 }
 
 #[test]
 fn walks_of_6_1_with_four_levels_equal_what_the_guest_says() -> Result<(), Error> {
-    compare(&GuestOptions::new("6.1").four_level(), false)
+    compare(&GuestOptions::new("6.1").four_level(), false, None)
 }
 
 #[test]
 fn walks_of_6_12_equal_what_the_guest_says() -> Result<(), Error> {
-    compare(&GuestOptions::new("6.12"), true)
+    compare(&GuestOptions::new("6.12"), true, Some("6.12"))
 }
 
 #[test]
 fn walks_of_7_equal_what_the_guest_says() -> Result<(), Error> {
-    compare(&GuestOptions::new("7"), true)
+    compare(&GuestOptions::new("7"), true, Some("7"))
 }
 
-fn compare(options: &GuestOptions, la57: bool) -> Result<(), Error> {
+/// `page` names the kernel in the documentation's page on its frames, which the full tests write.
+fn compare(options: &GuestOptions, la57: bool, page: Option<&str>) -> Result<(), Error> {
     let mut guest = options.boot()?;
     let control = guest.control();
     let victim = Spawn::new("victim", EVERYWHERE, "threads").uid(1234).cgroup("/elision.slice/pod-abc");
@@ -52,11 +53,15 @@ fn compare(options: &GuestOptions, la57: bool) -> Result<(), Error> {
     }
     let truth = guest.truth(false, false)?;
     guest.endpoints().stop()?;
-    compare_with(&guest.ram()?, &truth, la57);
+    let (release, lines) = compare_with(&guest.ram()?, &truth, la57);
+    if let Some(kernel) = page.filter(|_| pages::in_full()) {
+        let title = format!("What the frames of a guest with kernel {release} are used for");
+        pages::write_result(&format!("frames-{kernel}"), &title, &lines)?;
+    }
     Ok(())
 }
 
-fn compare_with(ram: &Ram, truth: &Truth, la57: bool) {
+fn compare_with(ram: &Ram, truth: &Truth, la57: bool) -> (String, Vec<String>) {
     let kernel = Kernel::open(ram, &[], &ProfileCache::disabled()).expect("a kernel");
     println!("{}, {} levels of page tables", kernel.release(), if kernel.la57() { 5 } else { 4 });
     assert_eq!(kernel.la57(), la57, "the guest is not what it was to be");
@@ -67,4 +72,6 @@ fn compare_with(ram: &Ram, truth: &Truth, la57: bool) {
     let free = frames::compare_free(&kernel, truth);
     frames::compare_kinds(&kernel, truth, &free);
     frames::compare_counts(&kernel, truth);
+    let scan = frames::compare_scan(&kernel, &all, truth);
+    (kernel.release().to_owned(), frames::table(&kernel, &scan))
 }
