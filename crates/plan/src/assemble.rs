@@ -5,7 +5,7 @@ use crate::frames::FrameSurvey;
 use crate::threads::{Edits, kept_fpus};
 use crate::vcpus::Vcpus;
 use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
-use crate::{free_objects, idle_stacks};
+use crate::{idle_stacks, late};
 use elision_kernel::{Kernel, Process};
 use elision_memory::Gfn;
 use std::collections::BTreeSet;
@@ -43,7 +43,6 @@ pub fn plan(
     let live: Vec<&Process> = selection.excluded().filter(|p| p.threads.iter().any(|t| !t.dead)).collect();
 
     let mut edits = Edits::new(kernel);
-    free_objects::clear(&mut edits)?;
     idle_stacks::clear(&mut edits, selection, &vcpus)?;
     edits.dead_stacks(selection)?;
     let running = vcpus.running();
@@ -70,7 +69,7 @@ pub fn plan(
     let mut plan = Plan {
         drops: survey.table.into_runs(&mut summary),
         edits: edits.into_sorted(),
-        late: Vec::new(),
+        late: late::frames(kernel),
         summary,
     };
     // Kernel memory is not free: a plan that says so was misled by the guest. A process's page can be in
@@ -78,6 +77,11 @@ pub fn plan(
     let edited = plan.edits.iter().filter_map(|edit| Some((edit, plan.drop_of(edit.gpa.gfn())?)));
     if let Some((edit, _)) = edited.clone().find(|(_, run)| run.owner.is_none()) {
         return Err(PlanError::Contradiction { gpa: edit.gpa.gfn().gpa() });
+    }
+    if let Some(run) =
+        plan.late.iter().find(|run| (run.start.0..run.end.0).any(|f| plan.drop_of(Gfn(f)).is_some()))
+    {
+        return Err(PlanError::Contradiction { gpa: run.start.gpa() });
     }
     let dropped: BTreeSet<Gfn> = edited.map(|(edit, _)| edit.gpa.gfn()).collect();
     plan.edits.retain(|edit| !dropped.contains(&edit.gpa.gfn()));

@@ -167,6 +167,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Adds what [`crate::plan_late`] found, sorted by frame.
+    pub fn add_late(&mut self, edits: Vec<Edit>) {
+        for edit in &edits {
+            *self.summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;
+        }
+        self.edits.extend(edits);
+        self.edits.sort_by_key(|edit| edit.gpa.gfn());
+    }
+
     /// The run that drops the frame, if one does.
     #[must_use]
     pub fn drop_of(&self, gfn: Gfn) -> Option<&DropRun> {

@@ -4,7 +4,8 @@
 //! before   policy, target, RAM mapped, kernel found, guardian on guard
 //! pause    stop ─> device state ─> plan ──busy──> run on for a moment, again
 //!                                  └──> RAM written to the page cache ─> cont
-//! after    device state redacted and written ─> exclusions ─> sync, checksums, rename
+//! after    freed objects found in the copy and cleared, then written
+//!          device state redacted and written ─> exclusions ─> sync, checksums, rename
 //! ```
 //! Every way out of the pause resumes a VM that ran before, and no image appears but at the end.
 

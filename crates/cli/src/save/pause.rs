@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::session::{options, vcpu_states};
 use elision_image::{ImageWriter, RamStats};
 use elision_kernel::Kernel;
-use elision_plan::{Options, Outcome, PlanError, Selection, plan};
+use elision_plan::{Options, Outcome, Plan, PlanError, Selection, plan, plan_late};
 use elision_policy::Policy;
 use elision_qemu::{DeviceState, Guardian, Vm};
 use std::path::Path;
@@ -63,6 +63,10 @@ pub(super) fn capture(
             }
         }
         let length = stopped.elapsed();
+        let result = result.and_then(|(selection, mut outcome, state)| {
+            let ram = late(kernel, &mut outcome.plan, writer)?;
+            Ok((selection, outcome, state, ram))
+        });
         match result {
             Ok((selection, outcome, state, ram)) => {
                 let pause = Pause { began, length };
@@ -102,14 +106,31 @@ impl<E: Into<Failure>> From<E> for Held {
     }
 }
 
-type Copied = (Selection, Outcome, DeviceState, RamStats);
+/// Finds out in the copy what need not be known in the pause, and completes the copy with it.
+fn late(kernel: &Kernel<'_>, plan: &mut Plan, writer: &mut ImageWriter) -> Result<RamStats, Held> {
+    let begin = Instant::now();
+    let copy = writer.copied_ram()?;
+    let edits = match plan_late(&kernel.over(&copy)) {
+        Ok(edits) => edits,
+        Err(error) => {
+            writer.discard_ram()?;
+            return Err(Held::Plan(error));
+        }
+    };
+    let stats = writer.write_late(&edits)?;
+    plan.add_late(edits);
+    tracing::debug!(took = ?begin.elapsed(), "the copy is complete");
+    Ok(stats)
+}
+
+type Copied = (Selection, Outcome, DeviceState);
 
 fn still(
     vm: &mut Vm,
     kernel: &Kernel<'_>,
     policy: &Policy,
     options: Options,
-    copy: impl FnOnce(&elision_plan::Plan, &elision_memory::Ram) -> Result<RamStats, elision_image::ImageError>,
+    copy: impl FnOnce(&Plan, &elision_memory::Ram) -> Result<RamStats, elision_image::ImageError>,
 ) -> Result<Copied, Held> {
     let begin = Instant::now();
     let done = |what| tracing::debug!(since_stop = ?begin.elapsed(), "{what}");
@@ -123,7 +144,7 @@ fn still(
     let selection = Selection::of(kernel, policy).map_err(Held::Plan)?;
     let outcome = plan(kernel, &selection, &vcpus, options).map_err(Held::Plan)?;
     done("planned");
-    let ram = copy(&outcome.plan, kernel.ram())?;
+    copy(&outcome.plan, kernel.ram())?;
     done("memory copied");
-    Ok((selection, outcome, state, ram))
+    Ok((selection, outcome, state))
 }

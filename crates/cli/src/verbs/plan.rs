@@ -9,7 +9,7 @@ use crate::summary;
 use crate::text::{count, or_dash, printable, size};
 use elision_image::Guest;
 use elision_kernel::Kernel;
-use elision_plan::{Outcome, PlanError, PlanSummary, Selection, VcpuAction, plan};
+use elision_plan::{Outcome, PlanError, PlanSummary, Selection, VcpuAction, plan, plan_late};
 use elision_policy::Policy;
 use elision_qemu::Vm;
 use serde::Serialize;
@@ -87,9 +87,14 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
             // What stands in the way is wanted as a list, not as a refusal.
             let options = options(policy, true);
             let begin = Instant::now();
-            let planned = Selection::of(kernel, policy)
-                .and_then(|selection| plan(kernel, &selection, &vcpus, options).map(|o| (selection, o)));
-            Ok(planned.map(|(selection, outcome)| (selection, outcome, begin.elapsed())))
+            let planned = Selection::of(kernel, policy).and_then(|selection| {
+                let mut outcome = plan(kernel, &selection, &vcpus, options)?;
+                let planning = begin.elapsed();
+                // A save does this in the copy.
+                outcome.plan.add_late(plan_late(kernel)?);
+                Ok((selection, outcome, planning))
+            });
+            Ok(planned)
         })?;
         match answer {
             Ok((selection, outcome, planning)) => {

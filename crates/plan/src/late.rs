@@ -1,0 +1,29 @@
+//! What is found out in the copy, when the VM runs again: the objects that the kernel has freed.
+//!
+//! They are many and on many lists, all in the slabs and in what describes them. The plan that is made in the pause
+//! names the frames of the slabs; these wait in memory until what is free in them is cleared.
+
+use crate::threads::Edits;
+use crate::{Edit, PlanError, free_objects};
+use elision_kernel::{FrameKind, Kernel};
+use elision_memory::Gfn;
+use std::ops::Range;
+
+/// Frames that are to be looked at in the copy.
+pub(crate) fn frames(kernel: &Kernel<'_>) -> Vec<Range<Gfn>> {
+    let mut runs: Vec<Range<Gfn>> = Vec::new();
+    for (gfn, _) in kernel.scan_descriptors().frames().filter(|(_, kind)| *kind == FrameKind::Slab) {
+        match runs.last_mut() {
+            Some(run) if run.end == gfn => run.end = Gfn(gfn.0 + 1),
+            _ => runs.push(gfn..Gfn(gfn.0 + 1)),
+        }
+    }
+    runs
+}
+
+/// Plans what is cleared in the late frames of a [`Plan`](crate::Plan). `copy` is the kernel in the copy that this plan led to.
+pub fn plan_late(copy: &Kernel<'_>) -> Result<Vec<Edit>, PlanError> {
+    let mut edits = Edits::new(copy);
+    free_objects::clear(&mut edits)?;
+    Ok(edits.into_sorted())
+}
