@@ -8,6 +8,7 @@ mod keys;
 mod log;
 mod messages;
 mod pipes;
+mod sockets;
 mod terminals;
 
 use elision_actor::secret::{SECRET_LEN, secret};
@@ -21,6 +22,24 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("kmsg", log::kmsg),
     ("pipe-unread", pipes::unread),
     ("pipe-read", pipes::read),
+    ("unix-stream-unread", sockets::unix_stream_unread),
+    ("unix-stream-read", sockets::unix_stream_read),
+    ("unix-dgram-unread", sockets::unix_dgram_unread),
+    ("unix-dgram-sent", sockets::unix_dgram_sent),
+    ("unix-seqpacket-unread", sockets::unix_seqpacket_unread),
+    ("unix-abstract-name", sockets::unix_abstract_name),
+    ("unix-scm-inflight", sockets::unix_scm_inflight),
+    ("udp-unread", sockets::udp_unread),
+    ("udp-read", sockets::udp_read),
+    ("tcp-unread", sockets::tcp_unread),
+    ("tcp-read", sockets::tcp_read),
+    ("tcp-32k", sockets::tcp_32k),
+    ("tcp-unsent", sockets::tcp_unsent),
+    ("tcp-backlog-accept", sockets::tcp_backlog_accept),
+    ("tcp-fragment", sockets::tcp_fragment),
+    ("tcp-sent", sockets::tcp_sent),
+    ("netlink", sockets::netlink),
+    ("socket-server", sockets::server),
     ("tty-pty-unread", terminals::pty_unread),
     ("tty-pty-output", terminals::pty_output),
     ("tty-pty-echo", terminals::pty_echo),

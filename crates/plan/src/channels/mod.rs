@@ -9,6 +9,7 @@ mod kernel_log;
 mod keys;
 mod messages;
 mod pipes;
+mod sockets;
 mod terminals;
 
 use crate::frames::FrameSurvey;
@@ -23,6 +24,8 @@ type Survey = fn(&mut Channels<'_, '_, '_>) -> Result<(), PlanError>;
 /// Every channel, by name.
 const CHANNELS: &[(&str, Survey)] = &[
     ("kernel log", kernel_log::survey),
+    // Before the channels of other files: sockets carry files in messages.
+    ("sockets", sockets::survey),
     ("pipes", pipes::survey),
     ("terminals", terminals::survey),
     ("messages", messages::survey),

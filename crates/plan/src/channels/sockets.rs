@@ -1,0 +1,207 @@
+//! Sockets that an excluded process has open, and what it sent that waits elsewhere.
+//!
+//! Cleared are all queues of its sockets and of connections that it has not accepted, its messages in unix
+//! sockets of others, what the other end of a loopback TCP connection has not read, the names of its unix
+//! sockets, and the pages that what it sent was copied to. Its TCP connections end by a reset, so that no
+//! cleared byte goes over a wire.
+//!
+//! A file that is in a message on its way to or from an excluded process counts as opened by it; so this
+//! channel comes before those of other files.
+
+use super::Channels;
+use crate::{EditReason, PlanError};
+use elision_kernel::{FileKind, KernelError, Packets, Socket, TcpTable};
+use elision_memory::Gva;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Unix sockets in messages in sockets: deeper than kernels let them be.
+const DEPTH_LIMIT: u32 = 16;
+/// A packet takes more than this of memory.
+const PACKETS_IN_FRAME: u64 = 16;
+/// Slots of file tables in a frame.
+const SLOTS_IN_FRAME: u64 = 512;
+
+pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
+    let mut sockets = Sockets::default();
+    sockets.find(channels)?;
+    let limit = channels.kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME);
+    let mut packets = Packets::new(limit);
+    let mut connections = TcpTable::default();
+    let kernel = channels.kernel;
+    for (socket, pid) in &sockets.owned {
+        let mut waiting = Vec::new();
+        kernel.for_each_packet(socket, &mut |packet| {
+            waiting.push(packet);
+            Ok(())
+        })?;
+        for peer in kernel.tcp_peers(socket, &mut connections)? {
+            if !sockets.known.contains(&peer) {
+                kernel.for_each_received(&kernel.socket(peer)?, &mut |packet| {
+                    waiting.push(packet);
+                    Ok(())
+                })?;
+            }
+        }
+        for packet in waiting {
+            clear(channels, packet, socket.listens_in(), &mut packets, *pid)?;
+        }
+        let name = kernel.unix_name(socket)?;
+        channels.edits.zero(name, EditReason::Name, Some(*pid))?;
+        channels.clear(kernel.socket_fragment(socket)?, EditReason::PageFragment, Some(*pid))?;
+        for word in kernel.reset_edits(socket)? {
+            channels.edits.write(&word, EditReason::ConnectionReset, Some(*pid))?;
+        }
+    }
+    for (packet, pid) in &sockets.sent {
+        clear(channels, *packet, false, &mut packets, *pid)?;
+    }
+    for process in channels.live {
+        for thread in process.threads.iter().filter(|t| !t.dead) {
+            let content = kernel.task_fragment(thread)?;
+            channels.clear(content, EditReason::PageFragment, Some(process.pid))?;
+        }
+    }
+    Ok(())
+}
+
+fn clear(
+    channels: &mut Channels<'_, '_, '_>,
+    packet: Gva,
+    only_own: bool,
+    packets: &mut Packets,
+    pid: u32,
+) -> Result<(), PlanError> {
+    let mut content = Vec::new();
+    channels.kernel.packet_content(packet, only_own, packets, &mut |part| content.push(part))?;
+    channels.clear(content, EditReason::Socket, Some(pid))
+}
+
+/// The sockets of the excluded processes, and what they sent into others.
+#[derive(Default)]
+struct Sockets {
+    owned: Vec<(Socket, u32)>,
+    known: BTreeSet<Gva>,
+    files: BTreeSet<Gva>,
+    /// Messages in sockets of others.
+    sent: BTreeMap<Gva, u32>,
+}
+
+impl Sockets {
+    fn find(&mut self, channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
+        self.files = channels.files.iter().map(|(file, _)| file.file).collect();
+        let opened = channels.opened(|kind| match kind {
+            FileKind::Socket(socket) => Some(socket),
+            _ => None,
+        });
+        let mut todo: Vec<_> = opened.into_iter().collect();
+        if todo.is_empty() {
+            return Ok(());
+        }
+        let mut others = others(channels)?;
+        for _ in 0..DEPTH_LIMIT {
+            while let Some((at, pid)) = todo.pop() {
+                if self.known.insert(at) {
+                    let socket = channels.kernel.socket(at)?;
+                    self.owned.push((socket, pid));
+                    self.follow(channels, &socket, pid, &mut todo, &mut others)?;
+                }
+            }
+            self.look_into(channels, &others, &mut todo)?;
+            if todo.is_empty() {
+                return Ok(());
+            }
+        }
+        let torn = "messages carry sockets that hold messages, and so on without end";
+        Err(KernelError::Torn { what: "socket", at: todo.last().map_or(Gva(0), |t| t.0), why: torn }.into())
+    }
+
+    /// Where an owned socket leads.
+    fn follow(
+        &mut self,
+        channels: &mut Channels<'_, '_, '_>,
+        socket: &Socket,
+        pid: u32,
+        todo: &mut Vec<(Gva, u32)>,
+        others: &mut BTreeSet<Gva>,
+    ) -> Result<(), PlanError> {
+        let kernel = channels.kernel;
+        todo.extend(kernel.unaccepted(socket)?.into_iter().map(|child| (child, pid)));
+        others.extend(kernel.unix_peer(socket)?);
+        if !socket.is_unix() {
+            return Ok(());
+        }
+        let mut files = Vec::new();
+        kernel.for_each_received(socket, &mut |packet| {
+            files.extend(kernel.files_in_packet(packet)?);
+            Ok(())
+        })?;
+        self.add_files(channels, files, pid, todo)
+    }
+
+    /// Looks for messages of owned sockets in those of others.
+    fn look_into(
+        &mut self,
+        channels: &mut Channels<'_, '_, '_>,
+        others: &BTreeSet<Gva>,
+        todo: &mut Vec<(Gva, u32)>,
+    ) -> Result<(), PlanError> {
+        let kernel = channels.kernel;
+        let owners: BTreeMap<Gva, u32> = self.owned.iter().map(|(socket, pid)| (socket.at, *pid)).collect();
+        let others: Vec<_> = others.difference(&self.known).copied().collect();
+        for other in others {
+            let mut files = Vec::new();
+            kernel.for_each_received(&kernel.socket(other)?, &mut |packet| {
+                if let Some(pid) = owners.get(&kernel.packet_owner(packet)?) {
+                    self.sent.insert(packet, *pid);
+                    files.push((kernel.files_in_packet(packet)?, *pid));
+                }
+                Ok(())
+            })?;
+            for (files, pid) in files {
+                self.add_files(channels, files, pid, todo)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_files(
+        &mut self,
+        channels: &mut Channels<'_, '_, '_>,
+        files: Vec<Gva>,
+        pid: u32,
+        todo: &mut Vec<(Gva, u32)>,
+    ) -> Result<(), PlanError> {
+        for file in files {
+            if !self.files.insert(file) {
+                continue;
+            }
+            let open = channels.kernel.open_file(file)?;
+            if let FileKind::Socket(socket) = open.kind {
+                todo.push((socket, pid));
+            }
+            channels.files.push((open, pid));
+        }
+        Ok(())
+    }
+}
+
+/// The unix sockets that processes have open which stay.
+fn others(channels: &Channels<'_, '_, '_>) -> Result<BTreeSet<Gva>, PlanError> {
+    let kernel = channels.kernel;
+    let mut slots_left = kernel.ram().layout().frame_limit().0.saturating_mul(SLOTS_IN_FRAME);
+    let (mut files, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+    for process in channels.selection.kept() {
+        kernel.for_each_file(process, &mut slots_left, &mut |file| {
+            files.insert(file);
+            Ok(())
+        })?;
+    }
+    for file in files {
+        if let FileKind::Socket(socket) = kernel.open_file(file)?.kind {
+            if kernel.socket(socket)?.is_unix() {
+                sockets.insert(socket);
+            }
+        }
+    }
+    Ok(sockets)
+}
