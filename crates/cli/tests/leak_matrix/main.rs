@@ -1,0 +1,251 @@
+//! The leak matrix: every channel in which the kernel keeps data of a process, on every kernel, for a process
+//! that lives and for one that has ended.
+//!
+//! ```text
+//! one guest: for each channel NAME-live (excluded), NAME-kept (a bystander), then NAME-ended
+//! control    the secret is in a save that excludes nothing, or, where that leaves out what is freed, in RAM
+//! leak       the secret, or 8 bytes of it, in any encoding, in the RAM or the device state of the elided image
+//! ```
+
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+
+use elision_audit::{Needles, Place, Secrets};
+use elision_image::Image;
+use elision_kernel::{Kernel, ProfileCache};
+use elision_memory::{Gpa, Ram};
+use elision_testbed::{Guest, GuestOptions, Spawn, Status, kernels, pages, secret};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+use support::{Images, end_of, json, restore, save};
+use table::{CHANNELS, Channel, Life, NOT_EXERCISED};
+
+const GROUP: &str = "/left-out";
+const FRAGMENT: usize = 8;
+/// Places that are told of a leak.
+const PLACES: usize = 3;
+
+/// The cells of one channel on one kernel.
+#[derive(Default)]
+struct Row {
+    /// Why the channel could not be filled.
+    missing: Option<String>,
+    /// Copies in the control and in the elided image.
+    live: (u64, u64),
+    kept: (u64, u64),
+    ended: (u64, u64),
+    /// Every copy of 8 bytes or more that should not be there.
+    leaks: Vec<String>,
+}
+
+/// Copies of the secrets of many labels.
+struct Found {
+    counts: BTreeMap<String, u64>,
+    fragments: BTreeMap<String, (u64, Vec<Place>)>,
+}
+
+fn find(labels: &[String], search: impl Fn(&Needles) -> elision_audit::Report) -> Found {
+    let secrets: Vec<_> = labels.iter().map(|label| secret(label)).collect();
+    let needles =
+        |parts: Vec<&[u8]>| Needles::new(&Secrets::from_bytes(parts).expect("secrets")).expect("needles");
+    let whole = search(&needles(secrets.iter().map(|s| s.as_slice()).collect()));
+    let parts = search(&needles(secrets.iter().flat_map(|s| s.chunks(FRAGMENT)).collect()));
+    let pieces = secrets.first().map_or(1, |s| s.len() / FRAGMENT);
+    let mut fragments: BTreeMap<String, (u64, Vec<Place>)> = BTreeMap::new();
+    for finding in parts.findings {
+        let (count, places) = fragments.entry(labels[finding.secret / pieces].clone()).or_default();
+        *count += finding.count;
+        places.extend(finding.places);
+    }
+    Found { counts: (0..).zip(labels).map(|(i, label)| (label.clone(), whole.count(i))).collect(), fragments }
+}
+
+fn in_ram(ram: &Ram, labels: &[String]) -> Found {
+    find(labels, |needles| needles.search_ram(ram, PLACES, &|_| ()).expect("a search"))
+}
+
+/// RAM and device state of an image together.
+fn in_image(image: &Path, labels: &[String]) -> Found {
+    let image = Image::open(image).expect("an image");
+    let mut found = in_ram(&image.ram().expect("its RAM"), labels);
+    let state = image.state().expect("its state");
+    let of_state = find(labels, |needles| needles.search_bytes(&state, PLACES));
+    for (label, count) in of_state.counts {
+        *found.counts.entry(label).or_default() += count;
+    }
+    for (label, (count, places)) in of_state.fragments {
+        let all = found.fragments.entry(label).or_default();
+        all.0 += count;
+        all.1.extend(places);
+    }
+    found
+}
+
+/// What the frames are in which something was left.
+fn describe(image: &Path, places: &[Place]) -> String {
+    let image = Image::open(image).expect("an image");
+    let ram = image.ram().expect("its RAM");
+    let kernel = Kernel::open(&ram, &[], &ProfileCache::disabled()).expect("its kernel");
+    let scan = kernel.scan_frames().expect("its frames");
+    let kind = |gpa: &Gpa| scan.kind(gpa.gfn()).name();
+    let place = |place: &Place| match place {
+        Place::Ram { gpa } => format!("{gpa} ({})", kind(gpa)),
+        other => format!("{other:?}"),
+    };
+    places.iter().take(2 * PLACES).map(place).collect::<Vec<_>>().join(", ")
+}
+
+fn label(channel: &Channel, form: &str) -> String {
+    format!("{}-{form}", channel.name.split('=').next().unwrap_or_default())
+}
+
+/// Plays every channel; the rows of those that could not be filled say why.
+fn play(guest: &mut Guest, channels: &[&Channel]) -> (Vec<Row>, Vec<(String, i32)>) {
+    let mut rows: Vec<Row> = channels.iter().map(|_| Row::default()).collect();
+    let mut excluded = Vec::new();
+    for (channel, row) in channels.iter().zip(&mut rows) {
+        let live = Spawn::new(&label(channel, "live"), channel.name, "block").cgroup(GROUP);
+        let kept = Spawn::new(&label(channel, "kept"), channel.name, "block");
+        let played = guest.control().spawn(&live).and_then(|live| guest.control().spawn(&kept).map(|_| live));
+        match played {
+            Ok(live) => excluded.push((live.label, live.pid)),
+            Err(error) => row.missing = Some(error.to_string()),
+        }
+    }
+    // Last, because what they free is the first to be used again.
+    for (channel, row) in channels.iter().zip(&rows) {
+        if channel.not_ended.is_none() && row.missing.is_none() {
+            guest
+                .control()
+                .spawn(&Spawn::new(&label(channel, "ended"), channel.name, "end"))
+                .expect("an end");
+        }
+    }
+    (rows, excluded)
+}
+
+/// One guest through the whole matrix. Gives the rows, and what is wrong with the restored guest.
+fn matrix(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
+    let options = GuestOptions::new(kernel).memory_mib(1024);
+    let mut guest = options.boot().expect("the guest boots");
+    let (mut rows, excluded) = play(&mut guest, channels);
+    let all = |form: &str| channels.iter().map(|c| label(c, form)).collect::<Vec<_>>();
+    let labels: Vec<String> = ["live", "kept", "ended"].iter().flat_map(|form| all(form)).collect();
+
+    let images = Images::new();
+    let (plain, elided) = (images.path("plain"), images.path("elided"));
+    let ram = in_ram(&guest.ram().expect("its RAM"), &labels);
+    json(&mut save(&guest, &plain, &[]));
+    json(&mut save(&guest, &elided, &[&format!("cgroup={GROUP}")]));
+    let (before, after) = (in_image(&plain, &labels), in_image(&elided, &labels));
+    let count = |found: &Found, label: &str| found.counts.get(label).copied().unwrap_or(0);
+    for (channel, row) in channels.iter().zip(&mut rows) {
+        let [live, kept, ended] = ["live", "kept", "ended"].map(|form| label(channel, form));
+        let control = if channel.life == Life::Freed { &ram } else { &before };
+        row.live = (count(control, &live), count(&after, &live));
+        row.kept = (count(control, &kept), count(&after, &kept));
+        row.ended = (count(&ram, &ended), count(&after, &ended));
+        for label in [live, ended] {
+            if let Some((n, places)) = after.fragments.get(&label) {
+                row.leaks.push(format!("{label}: {n} pieces at {}", describe(&elided, places)));
+            }
+        }
+    }
+    let sick = restored(&options, &elided, &excluded);
+    (rows, sick)
+}
+
+/// What is wrong with the restored guest.
+fn restored(options: &GuestOptions, image: &Path, excluded: &[(String, i32)]) -> Vec<String> {
+    let mut guest = restore(options, image);
+    let mut sick = Vec::new();
+    for (label, pid) in excluded {
+        let end = end_of(&mut guest, *pid, Duration::from_secs(30));
+        if !matches!(end, Status::Signalled { signal: 9, .. }) {
+            sick.push(format!("{label} is {end:?}"));
+        }
+    }
+    sick.extend(guest.control().health(3).expect("the guest answers").errors);
+    sick.extend(guest.console_problems());
+    let log = guest.control().dmesg().expect("the kernel log");
+    sick.extend(elision_testbed::console::problems(&log));
+    sick
+}
+
+/// A cell's words: copies in the control and in the elided image.
+fn cell((before, after): (u64, u64)) -> String {
+    format!("{before} → {after}")
+}
+
+#[test]
+fn no_channel_leaks() {
+    let only = |name: &str| {
+        std::env::var(name).ok().map(|list| list.split(',').map(str::to_owned).collect::<Vec<_>>())
+    };
+    let wanted = only("ELISION_CHANNELS");
+    let channels: Vec<&Channel> = CHANNELS
+        .iter()
+        .filter(|c| {
+            wanted.as_ref().is_none_or(|w| w.iter().any(|name| c.name.split('=').next() == Some(name)))
+        })
+        .collect();
+    let in_form = if pages::in_full() { kernels::NAMES.to_vec() } else { vec!["7"] };
+    let kernels =
+        only("ELISION_KERNELS").unwrap_or_else(|| in_form.iter().map(|k| (*k).to_owned()).collect());
+    let mut lines = vec![
+        "| channel | kernel | live: before → after | ended: before → after | bystander: before → after |"
+            .to_owned(),
+        "|---|---|---|---|---|".to_owned(),
+    ];
+    let (mut wrong, mut cells, mut not) = (Vec::new(), 0, Vec::new());
+    for kernel in &kernels {
+        let (rows, sick) = matrix(kernel, &channels);
+        wrong.extend(sick.into_iter().map(|problem| format!("{kernel}: the restored guest: {problem}")));
+        for (channel, row) in channels.iter().zip(rows) {
+            let name = channel.name.split('=').next().unwrap_or_default();
+            if let Some(reason) = row.missing {
+                not.push(format!("| {name} | {kernel} | both | {reason} |"));
+                continue;
+            }
+            let ended = match channel.not_ended {
+                Some(reason) => {
+                    not.push(format!("| {name} | {kernel} | ended | {reason} |"));
+                    "-".to_owned()
+                }
+                None => cell(row.ended),
+            };
+            cells += 1 + u32::from(channel.not_ended.is_none());
+            let kept = if channel.life == Life::Freed { "-".to_owned() } else { cell(row.kept) };
+            lines.push(format!("| {name} | {kernel} | {} | {ended} | {kept} |", cell(row.live)));
+            println!("{}", lines.last().map_or("", String::as_str));
+            let mut say = |what: &str| wrong.push(format!("{kernel}: {name}: {what}"));
+            if row.live.0 == 0 {
+                say("control: nothing was there to leak");
+            }
+            if channel.not_ended.is_none() && row.ended.0 == 0 {
+                say("control: the ended process left nothing");
+            }
+            if channel.life != Life::Freed && (row.kept.0 == 0 || row.kept.1 < row.kept.0) {
+                say(&format!("the bystander's data is gone: {}", cell(row.kept)));
+            }
+            row.leaks.iter().for_each(|leak| say(leak));
+        }
+    }
+    not.extend(
+        NOT_EXERCISED.iter().map(|(channel, reason)| format!("| {channel} | all | both | {reason} |")),
+    );
+    println!("{cells} cells, {} wrong, {} not exercised", wrong.len(), not.len());
+    if pages::in_full() && wanted.is_none() {
+        let total = format!("{cells} cells on {} kernels, {} wrong.\n", kernels.len(), wrong.len());
+        let head = [
+            "\n## Not exercised\n".to_owned(),
+            "| channel | kernel | process | why |".to_owned(),
+            "|---|---|---|---|".to_owned(),
+        ];
+        let page: Vec<String> = std::iter::once(total).chain(lines).chain(head).chain(not).collect();
+        pages::write_result("leak-matrix", "Leak matrix", &page).expect("the page");
+    }
+    assert!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}

@@ -1,0 +1,79 @@
+//! The channels of the matrix: a line for each.
+
+/// What becomes of a channel's data when the process that filled it lives on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// The kernel keeps it for the process, and it is freed with the process.
+    Held,
+    /// The kernel keeps it beyond the end of the process.
+    Outlives,
+    /// The kernel has freed it already: it is nobody's, and is left out of every image.
+    Freed,
+}
+
+/// One channel.
+pub(crate) struct Channel {
+    /// Its name, also as a place of the actor.
+    pub(crate) name: &'static str,
+    pub(crate) life: Life,
+    /// Why a process that has ended leaves nothing there to look for, or why it is not looked for.
+    pub(crate) not_ended: Option<&'static str>,
+}
+
+const fn held(name: &'static str) -> Channel {
+    Channel { name, life: Life::Held, not_ended: None }
+}
+
+const fn freed(name: &'static str) -> Channel {
+    Channel { name, life: Life::Freed, not_ended: None }
+}
+
+const fn outlives(name: &'static str, reason: &'static str) -> Channel {
+    Channel { name, life: Life::Outlives, not_ended: Some(reason) }
+}
+
+/// All of them.
+pub(crate) const CHANNELS: &[Channel] = &[
+    held("heap=1M"),
+    held("stack"),
+    held("thp"),
+    held("thp-rest"),
+    held("shm"),
+    held("memfd"),
+    held("cow"),
+    held("pipe-unread"),
+    held("pipe-read"),
+    held("unix-stream-unread"),
+    freed("unix-stream-read"),
+    held("unix-dgram-unread"),
+    held("unix-dgram-sent"),
+    held("unix-seqpacket-unread"),
+    held("unix-abstract-name"),
+    held("unix-scm-inflight"),
+    held("udp-unread"),
+    freed("udp-read"),
+    held("tcp-unread"),
+    held("tcp-32k"),
+    held("tcp-unsent"),
+    held("tcp-backlog-accept"),
+    held("tty-pty-unread"),
+    held("tty-pty-output"),
+    held("tty-pty-echo"),
+    outlives("sysv-msg", "a queue is named by no process that lives: see the hazards"),
+    outlives("posix-mq", "a queue with a name is a file that outlives its process"),
+    held("key-user"),
+    outlives("kmsg", "the log names threads by number: cleared by --kernel-log clear"),
+    freed("freed-msg"),
+    freed("freed-unix"),
+    freed("freed-xattr"),
+    freed("freed-fpu"),
+    freed("freed-stack"),
+];
+
+/// What is known to exist and is in no guest of the matrix.
+pub(crate) const NOT_EXERCISED: &[(&str, &str)] = &[
+    ("AF_ALG, kTLS", "modules that the guests do not have"),
+    ("io_uring, AIO, BPF maps, perf buffers", "no walker yet"),
+    ("virtio and network card leftovers", "the guests have neither; their device state is opaque"),
+    ("zram, zswap", "modules that the guests do not have"),
+];
