@@ -1,19 +1,17 @@
 //! Messages that wait in System V (`ipc/msg.c`) and POSIX queues (`ipc/mqueue.c`).
 //!
 //! ```text
-//! task.nsproxy -> ipc_namespace: ids[1].ipcs_idr -> msg_queue: q_messages -> msg_msg -> msg_msg ...
-//!                                                              q_lspid, q_lrpid: who used it last
-//! inode of an open file = mqueue_inode_info.vfs_inode: msg_tree -> posix_msg_tree_node: msg_list -> msg_msg ...
-//!                                                      e_wait_q[0].list -> ext_wait_queue: msg of who waits to send
+//! msg_queue: q_messages -> msg_msg -> msg_msg ...
+//! ipc_namespace.mq_mnt.mnt_sb: s_inodes -> inode -> inode ...
+//! inode of a POSIX queue = mqueue_inode_info.vfs_inode: msg_tree -> posix_msg_tree_node: msg_list -> msg_msg ...
+//!                                                       e_wait_q[0].list -> ext_wait_queue: msg of who waits to send
 //! msg_msg: m_ts bytes, the first behind it, up to the page's end; next -> msg_msgseg, more behind it ...
 //! ```
 
 use crate::btf::{Btf, BtfError};
 use crate::layout::layout;
-use crate::tasks::Process;
-use crate::{Content, Kernel, KernelError, OpenFile};
+use crate::{Content, Kernel, KernelError, MessageQueue, OpenFile};
 use elision_memory::{Gva, PAGE_SIZE};
-use std::collections::BTreeSet;
 
 layout! {
     pub(crate) struct MessageLayout {
@@ -27,31 +25,14 @@ layout! {
 }
 
 layout! {
-    pub(crate) struct IpcLayout {
-        namespaces: offset("task_struct", &["nsproxy"]),
-        namespace: offset("nsproxy", &["ipc_ns"]),
-        ids: offset("ipc_namespace", &["ids"]),
-        ids_size: size("ipc_ids"),
-        entries: offset("ipc_ids", &["ipcs_idr.idr_rt.xa_head"]),
-        count: number("ipc_ids", &["in_use"]),
-        owner: offset("kern_ipc_perm", &["uid.val"]),
-        creator: offset("kern_ipc_perm", &["cuid.val"]),
-        thread_pid: offset("task_struct", &["thread_pid"]),
-        queue: offset("msg_queue", &["q_perm"]),
-        messages: offset("msg_queue", &["q_messages"]),
-        last_sender: offset("msg_queue", &["q_lspid"]),
-        last_receiver: offset("msg_queue", &["q_lrpid"]),
-        segment: offset("shmid_kernel", &["shm_perm"]),
-        segment_file: offset("shmid_kernel", &["shm_file"]),
-        segment_creator: offset("shmid_kernel", &["shm_cprid"]),
-        segment_last: offset("shmid_kernel", &["shm_lprid"]),
-        attached: number("shmid_kernel", &["shm_nattch"]),
-    }
-}
-
-layout! {
     pub(crate) struct MqueueLayout {
         inode: offset("mqueue_inode_info", &["vfs_inode"]),
+        mount: offset("ipc_namespace", &["mq_mnt"]),
+        file_system: offset("vfsmount", &["mnt_sb"]),
+        inodes: offset("super_block", &["s_inodes"]),
+        inode_list: offset("inode", &["i_sb_list"]),
+        inode_operations: offset("inode", &["i_fop"]),
+        inode_owner: offset("inode", &["i_uid.val"]),
         tree: offset("mqueue_inode_info", &["msg_tree.rb_node"]),
         waiting: offset("mqueue_inode_info", &["e_wait_q"]),
         wait_list: offset("ext_wait_queue", &["list"]),
@@ -67,166 +48,71 @@ layout! {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct MessageLayouts {
     message: Option<MessageLayout>,
-    system_v: Option<IpcLayout>,
     posix: Option<MqueueLayout>,
 }
 
 impl MessageLayouts {
     pub(crate) fn compile(btf: &Btf) -> Result<Self, BtfError> {
-        let (system_v, posix) =
-            (btf.struct_("msg_queue").is_some(), btf.struct_("mqueue_inode_info").is_some());
         Ok(Self {
-            message: (system_v || posix).then(|| MessageLayout::compile(btf)).transpose()?,
-            system_v: system_v.then(|| IpcLayout::compile(btf)).transpose()?,
-            posix: posix.then(|| MqueueLayout::compile(btf)).transpose()?,
+            message: btf.struct_("msg_msg").map(|_| MessageLayout::compile(btf)).transpose()?,
+            posix: btf.struct_("mqueue_inode_info").map(|_| MqueueLayout::compile(btf)).transpose()?,
         })
     }
-}
-
-/// Who had to do with a System V queue or segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IpcUsers {
-    /// User id of the owner.
-    pub owner: u32,
-    /// User id of who made it.
-    pub creator: u32,
-    /// `struct pid` of the processes known to have used it.
-    pub processes: Vec<Gva>,
-}
-
-/// A System V message queue (`msg_queue`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MessageQueue {
-    /// Where it stands.
-    pub at: Gva,
-    /// Who used it last.
-    pub users: IpcUsers,
-}
-
-/// A System V shared memory segment (`shmid_kernel`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SharedSegment {
-    /// Its page cache (`address_space`).
-    pub mapping: Gva,
-    /// Who made it, and who attached or detached it last.
-    pub users: IpcUsers,
-    /// How many processes have it attached.
-    pub attached: u64,
 }
 
 const WHAT: &str = "message queue";
 const MESSAGE: &str = "message";
-const SEGMENT: &str = "shared memory segment";
-/// Index of message queues and of segments in `ipc_namespace.ids`.
-const QUEUES: u64 = 1;
-const SEGMENTS: u64 = 2;
-/// `ipcmni_extend` of the kernel: the most objects of a kind.
-const OBJECT_LIMIT: u64 = 1 << 24;
 /// A message has at most this many bytes (`MSGMAX` can be raised to it, and `HARD_MSGSIZEMAX`).
 const LEN_LIMIT: u64 = 1 << 31;
 
 impl Kernel<'_> {
-    /// The IPC namespaces of a process's threads.
-    pub fn ipc_namespaces(&self, process: &Process) -> Result<BTreeSet<Gva>, KernelError> {
-        let mut found = BTreeSet::new();
-        let Some(layout) = &self.profile.messages.system_v else { return Ok(found) };
-        for thread in process.threads.iter().filter(|t| !t.dead) {
-            let all = self.pointer(thread.task.wrapping_add(layout.namespaces), "task")?;
-            if all.0 != 0 {
-                found.insert(self.pointer(all.wrapping_add(layout.namespace), "namespaces")?);
-            }
+    /// The text of all messages in a System V queue.
+    pub fn queued_messages(
+        &self,
+        queue: &MessageQueue,
+        visit: &mut dyn FnMut(Content),
+    ) -> Result<(), KernelError> {
+        let mut budget = self.object_limit();
+        self.message_list(queue.messages, &mut budget, visit)
+    }
+
+    /// The POSIX queues of an IPC namespace: the inode of each, and the user id of its owner.
+    pub fn posix_queues(&self, namespace: Gva) -> Result<Vec<(Gva, u32)>, KernelError> {
+        let (Some(layout), Some(queues)) =
+            (&self.profile.messages.posix, self.symbol("mqueue_file_operations"))
+        else {
+            return Ok(Vec::new());
+        };
+        let mount = self.pointer(namespace.wrapping_add(layout.mount), WHAT)?;
+        if mount.0 == 0 {
+            return Ok(Vec::new());
         }
+        let file_system = self.pointer(mount.wrapping_add(layout.file_system), WHAT)?;
+        let (mut found, mut budget) = (Vec::new(), self.object_limit());
+        self.for_each_in_list(file_system.wrapping_add(layout.inodes), WHAT, &mut |at| {
+            let inode = Gva(at.0.wrapping_sub(layout.inode_list));
+            let why = "there are more than the guest has room for";
+            budget = budget.checked_sub(1).ok_or(KernelError::Torn { what: WHAT, at: inode, why })?;
+            // The folder is one of them.
+            if self.pointer(inode.wrapping_add(layout.inode_operations), WHAT)? == queues {
+                found.push((inode, self.u32(inode.wrapping_add(layout.inode_owner), WHAT)?));
+            }
+            Ok(())
+        })?;
         Ok(found)
     }
 
-    /// The `struct pid` by which the kernel remembers a process.
-    pub fn pid_of(&self, process: &Process) -> Result<Option<Gva>, KernelError> {
-        let Some(layout) = &self.profile.messages.system_v else { return Ok(None) };
-        let pid = self.pointer(process.leader.wrapping_add(layout.thread_pid), "task")?;
-        Ok((pid.0 != 0).then_some(pid))
+    /// Whether an open file is a POSIX queue.
+    #[must_use]
+    pub fn is_posix_queue(&self, file: &OpenFile) -> bool {
+        self.profile.messages.posix.is_some()
+            && self.symbol("mqueue_file_operations") == Some(file.operations)
     }
 
-    /// The System V message queues of an IPC namespace.
-    pub fn message_queues(&self, namespace: Gva) -> Result<Vec<MessageQueue>, KernelError> {
-        let Some(layout) = &self.profile.messages.system_v else { return Ok(Vec::new()) };
-        let mut queues = Vec::new();
-        self.for_each_ipc_object(layout, namespace, QUEUES, WHAT, &mut |perm| {
-            let at = Gva(perm.0.wrapping_sub(layout.queue));
-            let member = |offset| self.pointer(at.wrapping_add(offset), WHAT);
-            let processes = vec![member(layout.last_sender)?, member(layout.last_receiver)?];
-            queues.push(MessageQueue { at, users: self.ipc_users(layout, perm, processes)? });
-            Ok(())
-        })?;
-        Ok(queues)
-    }
-
-    /// The System V shared memory segments of an IPC namespace.
-    pub fn shared_segments(&self, namespace: Gva) -> Result<Vec<SharedSegment>, KernelError> {
-        let Some(layout) = &self.profile.messages.system_v else { return Ok(Vec::new()) };
-        let mut segments = Vec::new();
-        self.for_each_ipc_object(layout, namespace, SEGMENTS, SEGMENT, &mut |perm| {
-            let at = Gva(perm.0.wrapping_sub(layout.segment));
-            let member = |offset| self.pointer(at.wrapping_add(offset), SEGMENT);
-            let file = member(layout.segment_file)?;
-            let processes = vec![member(layout.segment_creator)?, member(layout.segment_last)?];
-            if file.0 != 0 {
-                segments.push(SharedSegment {
-                    mapping: self.pointer(file.wrapping_add(self.profile.path.file_mapping), SEGMENT)?,
-                    users: self.ipc_users(layout, perm, processes)?,
-                    attached: self.number(at, layout.attached, SEGMENT)?,
-                });
-            }
-            Ok(())
-        })?;
-        Ok(segments)
-    }
-
-    fn ipc_users(
-        &self,
-        layout: &IpcLayout,
-        perm: Gva,
-        mut processes: Vec<Gva>,
-    ) -> Result<IpcUsers, KernelError> {
-        processes.retain(|pid| pid.0 != 0);
-        Ok(IpcUsers {
-            owner: self.u32(perm.wrapping_add(layout.owner), WHAT)?,
-            creator: self.u32(perm.wrapping_add(layout.creator), WHAT)?,
-            processes,
-        })
-    }
-
-    /// Calls `visit` with the `kern_ipc_perm` of each object of one kind.
-    fn for_each_ipc_object(
-        &self,
-        layout: &IpcLayout,
-        namespace: Gva,
-        kind: u64,
-        what: &'static str,
-        visit: &mut dyn FnMut(Gva) -> Result<(), KernelError>,
-    ) -> Result<(), KernelError> {
-        let ids = namespace.wrapping_add(layout.ids + kind * layout.ids_size);
-        if self.number(ids, layout.count, what)? == 0 {
-            return Ok(());
-        }
-        let head = self.u64(ids.wrapping_add(layout.entries), what)?;
-        let mut budget = OBJECT_LIMIT.min(self.object_limit());
-        self.for_each_in_xarray(head, what, &mut budget, &mut |entry| visit(Gva(entry)))
-    }
-
-    /// The text of all messages in a System V queue.
-    pub fn queued_messages(&self, queue: Gva, visit: &mut dyn FnMut(Content)) -> Result<(), KernelError> {
-        let Some(layout) = &self.profile.messages.system_v else { return Ok(()) };
-        let mut budget = self.object_limit();
-        self.message_list(queue.wrapping_add(layout.messages), &mut budget, visit)
-    }
-
-    /// The text of all messages in the POSIX queue behind an open file, if it is one.
-    pub fn posix_messages(&self, file: &OpenFile, visit: &mut dyn FnMut(Content)) -> Result<(), KernelError> {
+    /// The text of all messages in a POSIX queue, by its inode.
+    pub fn posix_messages(&self, inode: Gva, visit: &mut dyn FnMut(Content)) -> Result<(), KernelError> {
         let Some(layout) = &self.profile.messages.posix else { return Ok(()) };
-        if self.symbol("mqueue_file_operations") != Some(file.operations) {
-            return Ok(());
-        }
-        let queue = Gva(file.inode.0.wrapping_sub(layout.inode));
+        let queue = Gva(inode.0.wrapping_sub(layout.inode));
         let mut budget = self.object_limit();
         let torn = |why| KernelError::Torn { what: WHAT, at: queue, why };
         let mut todo = vec![self.pointer(queue.wrapping_add(layout.tree), WHAT)?];

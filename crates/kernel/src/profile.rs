@@ -12,7 +12,7 @@ use crate::symbols::Symbols;
 use crate::{
     KernelError, batches, buddy, cgroup, cpus, files, fpu, frames, hugetlb, idle_stacks, irq_work, keys, log,
     maple, message_queues, page, page_cache, paths, pcp, pipes, screens, signal, skb, slab, sockets, stacks,
-    tasks, terminals, vmas, xarray,
+    system_v, tasks, terminals, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,8 @@ pub struct Profile {
     pub(crate) messages: message_queues::MessageLayouts,
     pub(crate) mm: vmas::MmLayout,
     pub(crate) packet: skb::PacketLayout,
+    pub(crate) orphan: frames::OrphanLayout,
+    pub(crate) namespace: system_v::NamespaceLayout,
     pub(crate) page: page::PageLayout,
     pub(crate) page_cache: page_cache::PageCacheLayout,
     pub(crate) path: paths::PathLayout,
@@ -59,6 +61,7 @@ pub struct Profile {
     pub(crate) slab_cache: slab::CacheLayout,
     pub(crate) socket: sockets::SocketLayout,
     pub(crate) stack: stacks::StackLayout,
+    pub(crate) system_v: Option<system_v::IpcLayout>,
     pub(crate) task: tasks::TaskLayout,
     pub(crate) terminal: terminals::TerminalLayout,
     pub(crate) xarray: xarray::XarrayLayout,
@@ -125,6 +128,8 @@ impl Profile {
             messages: message_queues::MessageLayouts::compile(&btf)?,
             mm: vmas::MmLayout::compile(&btf)?,
             packet: skb::PacketLayout::compile(&btf)?,
+            orphan: frames::OrphanLayout::compile(&btf)?,
+            namespace: system_v::NamespaceLayout::compile(&btf)?,
             page,
             page_cache: page_cache::PageCacheLayout::compile(&btf)?,
             path: paths::PathLayout::compile(&btf)?,
@@ -139,6 +144,7 @@ impl Profile {
             slab: slab::SlabLayout::compile(&btf)?,
             slab_cache: slab::CacheLayout::compile(&btf)?,
             stack,
+            system_v: system_v::IpcLayout::find(&btf)?,
             task: tasks::TaskLayout::compile(&btf)?,
             terminal: terminals::TerminalLayout::compile(&btf)?,
             xarray: xarray::XarrayLayout::compile(&btf)?,

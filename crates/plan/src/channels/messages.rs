@@ -1,42 +1,62 @@
 //! Messages in queues that an excluded process has to do with, and shared memory that it left detached.
 //!
-//! A message in a System V queue does not tell who sent it. A queue counts as an excluded process's if one was
-//! the last to send to it or to receive from it, or if it belongs to a user of whom no process stays.
+//! A message does not tell who sent it, and a queue outlives its users. One counts as an excluded process's if
+//! such a process has it open (POSIX), was the last to send to it or to receive from it (System V), if it belongs
+//! to a user of whom no process stays, or if it is in an IPC namespace in which no process stays.
 
 use super::Channels;
 use crate::{EditReason, PlanError};
 use elision_kernel::{IpcUsers, Kernel, Process};
 use elision_memory::Gva;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let kernel = channels.kernel;
     let users = Users::of(channels)?;
-    let mut namespaces = BTreeSet::new();
-    for process in channels.live {
-        namespaces.extend(kernel.ipc_namespaces(process)?);
+    let mut queues: BTreeMap<Gva, u32> = BTreeMap::new();
+    for (file, pid) in channels.files.iter().filter(|(file, _)| kernel.is_posix_queue(file)) {
+        queues.entry(file.inode).or_insert(*pid);
     }
-    for namespace in namespaces {
+    for (namespace, alone) in namespaces(channels)? {
         for queue in kernel.message_queues(namespace)? {
-            let Some(pid) = users.owner_of(&queue.users) else { continue };
+            let Some(pid) = users.owner_of(&queue.users).or(alone) else { continue };
             let mut content = Vec::new();
-            kernel.queued_messages(queue.at, &mut |part| content.push(part))?;
+            kernel.queued_messages(&queue, &mut |part| content.push(part))?;
             channels.clear(content, EditReason::Message, Some(pid))?;
         }
+        for (inode, owner) in kernel.posix_queues(namespace)? {
+            if let Some(pid) = users.ids.get(&owner).copied().or(alone) {
+                queues.entry(inode).or_insert(pid);
+            }
+        }
         for segment in kernel.shared_segments(namespace)?.into_iter().filter(|s| s.attached == 0) {
-            if let Some(pid) = users.owner_of(&segment.users) {
+            if let Some(pid) = users.owner_of(&segment.users).or(alone) {
                 channels.frames.drop_shared_object(segment.mapping, pid, false)?;
             }
         }
     }
-    let mut posix = Vec::new();
-    for (file, pid) in &channels.files {
-        kernel.posix_messages(file, &mut |part| posix.push((part, *pid)))?;
-    }
-    for (part, pid) in posix {
-        channels.clear(vec![part], EditReason::Message, Some(pid))?;
+    for (inode, pid) in queues {
+        let mut content = Vec::new();
+        kernel.posix_messages(inode, &mut |part| content.push(part))?;
+        channels.clear(content, EditReason::Message, Some(pid))?;
     }
     Ok(())
+}
+
+/// The IPC namespaces of the excluded processes, each with one of them if no process is in it which stays.
+fn namespaces(channels: &Channels<'_, '_, '_>) -> Result<BTreeMap<Gva, Option<u32>>, PlanError> {
+    let mut namespaces = BTreeMap::new();
+    for process in channels.live {
+        for namespace in channels.kernel.ipc_namespaces(process)? {
+            namespaces.entry(namespace).or_insert(Some(process.pid));
+        }
+    }
+    for process in channels.selection.kept().filter(|_| !channels.live.is_empty()) {
+        for namespace in channels.kernel.ipc_namespaces(process)? {
+            namespaces.entry(namespace).and_modify(|alone| *alone = None);
+        }
+    }
+    Ok(namespaces)
 }
 
 /// How excluded processes are known where the kernel remembers who used something.
