@@ -68,6 +68,17 @@ const UNMAPPED: u32 = u32::MAX;
 impl Kernel<'_> {
     /// Frames that only such batches still hold.
     pub fn dead_batch_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
+        for (head, held) in self.batch_references()? {
+            let page = self.page(head)?;
+            if page.kind == PageKind::Anonymous && page.refcount == held && page.mapcount == UNMAPPED {
+                self.compound_frames(head)?.for_each(|f| visit(Gfn(f)));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many references to each page the batches hold.
+    pub(crate) fn batch_references(&self) -> Result<BTreeMap<Gfn, u32>, KernelError> {
         let layout = &self.profile.batches;
         let mut references: BTreeMap<Gfn, u32> = BTreeMap::new();
         for (name, _) in VARIABLES {
@@ -82,13 +93,7 @@ impl Kernel<'_> {
                 }
             }
         }
-        for (head, held) in references {
-            let page = self.page(head)?;
-            if page.kind == PageKind::Anonymous && page.refcount == held && page.mapcount == UNMAPPED {
-                self.compound_frames(head)?.for_each(|f| visit(Gfn(f)));
-            }
-        }
-        Ok(())
+        Ok(references)
     }
 
     fn batch(&self, at: Gva) -> Result<Vec<Gfn>, KernelError> {

@@ -24,6 +24,7 @@ layout! {
         slab_flag: enumerator("PG_slab"),
         head_flag: enumerator("PG_head"),
         swap_cache_flag: enumerator("PG_swapcache"),
+        lru_flag: enumerator("PG_lru"),
         locked_flag: enumerator("PG_locked"),
         writeback_flag: enumerator("PG_writeback"),
         slab_type: enumerator("PGTY_slab"),
@@ -36,7 +37,7 @@ layout! {
         unaccepted_type: enumerator("PGTY_unaccepted"),
         large_kmalloc_type: enumerator("PGTY_large_kmalloc"),
         charge: optional("page", &["memcg_data"]),
-        private: offset("page", &["private"]),
+        index: offset("page", &["index", "__folio_index"]),
     }
 }
 
@@ -129,6 +130,14 @@ impl Raw {
     }
 }
 
+/// The counts of a page.
+#[derive(Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) references: u32,
+    /// Page-table entries, minus one.
+    pub(crate) mapped: u32,
+}
+
 /// What a descriptor says.
 impl PageLayout {
     fn has(&self, raw: &Raw, flag: Option<u64>) -> bool {
@@ -175,6 +184,31 @@ impl PageLayout {
             0 if mapping != 0 => PageKind::File,
             _ => PageKind::Other,
         }
+    }
+
+    /// Whether somebody works on the page, or swap knows it.
+    pub(crate) fn is_busy(&self, raw: &Raw) -> bool {
+        // What the bit of the swap cache means for pages of files does not matter here.
+        [self.locked_flag, self.writeback_flag, self.swap_cache_flag].iter().any(|flag| self.has(raw, *flag))
+    }
+
+    /// Whether the page is on a reclaim list.
+    pub(crate) fn is_on_lru(&self, raw: &Raw) -> bool {
+        self.has(raw, self.lru_flag)
+    }
+
+    pub(crate) fn counts(&self, raw: &Raw) -> Counts {
+        Counts { references: raw.u32(self.refcount), mapped: raw.u32(self.mapcount) }
+    }
+
+    /// The `anon_vma` of an anonymous page.
+    pub(crate) fn anon_vma(&self, raw: &Raw) -> Gva {
+        Gva(raw.u64(self.mapping) & !3)
+    }
+
+    /// The page's place in its file or, in pages, in its address space.
+    pub(crate) fn index(&self, raw: &Raw) -> u64 {
+        raw.u64(self.index)
     }
 
     /// Whether a driver lets the page be moved.

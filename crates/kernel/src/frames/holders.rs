@@ -39,20 +39,11 @@ impl FrameScan {
     }
 
     fn note_pointers_in(&mut self, kernel: &Kernel<'_>, holder: Gfn) {
-        let mut page = [0; PAGE_SIZE];
-        if kernel.ram.read_frame(holder, &mut page).is_err() {
-            return;
-        }
-        for (at, bytes) in (holder.gpa().0..).step_by(8).zip(page.chunks_exact(8)) {
-            let word = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-            if word >> 63 == 0 || word == u64::MAX {
-                continue;
+        kernel.for_each_pointer(holder, &mut |at, gfn| {
+            if gfn != holder && self.kind(gfn).is_vague() {
+                self.holders.entry(gfn).or_insert(at);
             }
-            let target = kernel.direct(Gva(word)).map(Gpa::gfn).or_else(|| kernel.frame_of(Gva(word)));
-            if let Some(gfn) = target.filter(|gfn| *gfn != holder && self.kind(*gfn).is_vague()) {
-                self.holders.entry(gfn).or_insert(Gpa(at));
-            }
-        }
+        });
     }
 
     fn spread_holders(&mut self) {
@@ -66,6 +57,29 @@ impl FrameScan {
             self.holders.insert(gfn, holder);
             if self.kind(gfn) == FrameKind::Unknown {
                 self.set(gfn, FrameKind::KernelBlock);
+            }
+        }
+    }
+}
+
+/// Low bits of a pointer to a page are free for marks of whoever keeps it.
+const MARKS: u64 = 3;
+
+impl Kernel<'_> {
+    /// Calls `visit` with each word in a frame that leads to RAM, by the direct map or by a descriptor.
+    pub(super) fn for_each_pointer(&self, holder: Gfn, visit: &mut dyn FnMut(Gpa, Gfn)) {
+        let mut page = [0; PAGE_SIZE];
+        if self.ram.read_frame(holder, &mut page).is_err() {
+            return;
+        }
+        for (at, bytes) in (holder.gpa().0..).step_by(8).zip(page.chunks_exact(8)) {
+            let word = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            if word >> 63 == 0 || word == u64::MAX {
+                continue;
+            }
+            let by_address = self.direct(Gva(word)).map(Gpa::gfn);
+            if let Some(gfn) = by_address.or_else(|| self.frame_of(Gva(word & !MARKS))) {
+                visit(Gpa(at), gfn);
             }
         }
     }

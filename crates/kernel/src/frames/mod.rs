@@ -12,11 +12,14 @@
 
 mod holders;
 mod kind;
+mod orphans;
 mod owner;
 mod processes;
 mod scan;
 
 pub use kind::FrameKind;
+pub(crate) use orphans::OrphanLayout;
+pub use orphans::Unmapped;
 pub use owner::FrameOwner;
 pub(crate) use owner::FrameOwnerLayout;
 pub use scan::FrameScan;

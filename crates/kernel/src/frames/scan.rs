@@ -79,36 +79,37 @@ impl Kernel<'_> {
             owners: vec![0; limit],
             holders: BTreeMap::new(),
         };
+        self.for_each_descriptor(&mut |gfn, raw| {
+            // Tails of a compound page are what its head is, which stands before them.
+            let kind = match self.head_of(gfn, &raw) {
+                Ok(head) if head == gfn => FrameKind::of(&self.profile.page, &raw),
+                Ok(head) => scan.kind(head),
+                Err(_) => FrameKind::Unknown,
+            };
+            scan.set(gfn, kind);
+        });
+        scan
+    }
+
+    /// Calls `visit` with every frame's descriptor, ascending. Holes in their array are passed over.
+    pub(crate) fn for_each_descriptor(&self, visit: &mut dyn FnMut(Gfn, Raw)) {
         let size = usize::try_from(self.profile.page.size).unwrap_or(usize::MAX).min(4096);
         let mut batch = vec![0; size * usize::try_from(BATCH).unwrap_or(0)];
         for region in self.ram.layout().regions() {
-            let first = region.gpa.gfn().0;
-            let end = first + (region.len >> 12);
-            let mut at = first;
+            let (mut at, end) = (region.gpa.gfn().0, region.gpa.wrapping_add(region.len).gfn().0);
             while at < end {
                 let count = BATCH.min(end - at);
                 let len = size * usize::try_from(count).unwrap_or(0);
                 let Some(bytes) = batch.get_mut(..len) else { break };
-                // Holes in the array have no descriptors; single ones are not looked for.
                 if self.read(self.page_of(Gfn(at)), bytes, WHAT).is_ok() {
                     for (gfn, bytes) in (at..).map(Gfn).zip(bytes.chunks_exact(size)) {
-                        let kind = self.kind_by_descriptor(&scan, gfn, bytes);
-                        scan.set(gfn, kind);
+                        if let Some(raw) = Raw::at(bytes) {
+                            visit(gfn, raw);
+                        }
                     }
                 }
                 at += count;
             }
-        }
-        scan
-    }
-
-    /// Tails of a compound page are what its head is, which stands before them.
-    fn kind_by_descriptor(&self, scan: &FrameScan, gfn: Gfn, bytes: &[u8]) -> FrameKind {
-        let Some(raw) = Raw::at(bytes) else { return FrameKind::Unknown };
-        match self.head_of(gfn, &raw) {
-            Ok(head) if head == gfn => FrameKind::of(&self.profile.page, &raw),
-            Ok(head) => scan.kind(head),
-            Err(_) => FrameKind::Unknown,
         }
     }
 
