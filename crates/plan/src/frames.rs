@@ -36,7 +36,7 @@ impl FrameTable {
         Self { reason: vec![None; n], owner: vec![0; n], kept: vec![false; n], hugetlb: BTreeSet::new() }
     }
 
-    fn set_owner(&mut self, gfn: Gfn, pid: u32) {
+    pub(crate) fn set_owner(&mut self, gfn: Gfn, pid: u32) {
         if let Some(owner) = index(gfn).and_then(|i| self.owner.get_mut(i)) {
             if *owner == 0 {
                 *owner = pid;
@@ -50,7 +50,7 @@ impl FrameTable {
         }
     }
 
-    fn drop_frame(&mut self, gfn: Gfn, reason: DropReason) {
+    pub(crate) fn drop_frame(&mut self, gfn: Gfn, reason: DropReason) {
         if let Some(slot) = index(gfn).and_then(|i| self.reason.get_mut(i)) {
             slot.get_or_insert(reason);
         }
@@ -71,13 +71,18 @@ impl FrameTable {
         (first.0..end).map(Gfn)
     }
 
-    fn is_dropped(&self, gfn: Gfn) -> bool {
+    pub(crate) fn is_dropped(&self, gfn: Gfn) -> bool {
         index(gfn).and_then(|i| self.reason.get(i)).is_some_and(Option::is_some)
     }
 
     /// Whether a process that stays maps the frame.
     pub(crate) fn is_kept(&self, gfn: Gfn) -> bool {
         index(gfn).and_then(|i| self.kept.get(i)).copied().unwrap_or(true)
+    }
+
+    /// Whether any process maps the frame, as far as address spaces were looked at.
+    pub(crate) fn is_mapped(&self, gfn: Gfn) -> bool {
+        self.is_kept(gfn) || self.owner_of(gfn) != 0
     }
 
     fn owner_of(&self, gfn: Gfn) -> u32 {

@@ -12,6 +12,7 @@ mod frames;
 mod free_objects;
 mod idle_stacks;
 mod late;
+mod orphans;
 mod select;
 mod threads;
 mod vcpus;

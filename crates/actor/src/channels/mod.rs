@@ -7,6 +7,7 @@ mod freed;
 mod keys;
 mod log;
 mod messages;
+mod orphans;
 mod pipes;
 mod sockets;
 mod terminals;
@@ -22,6 +23,7 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("kmsg", log::kmsg),
     ("pipe-unread", pipes::unread),
     ("pipe-read", pipes::read),
+    ("vmsplice-unmapped", orphans::vmspliced),
     ("unix-stream-unread", sockets::unix_stream_unread),
     ("unix-stream-read", sockets::unix_stream_read),
     ("unix-dgram-unread", sockets::unix_dgram_unread),
