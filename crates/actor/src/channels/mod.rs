@@ -40,6 +40,7 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("tcp-backlog-accept", sockets::tcp_backlog_accept),
     ("tcp-fragment", sockets::tcp_fragment),
     ("tcp-sent", sockets::tcp_sent),
+    ("tcp-shared", sockets::tcp_shared),
     ("netlink", sockets::netlink),
     ("socket-server", sockets::server),
     ("tty-pty-unread", terminals::pty_unread),

@@ -86,7 +86,7 @@ pub(super) fn unix_scm_inflight(scene: &mut Scene<'_>) -> io::Result<()> {
     Ok(())
 }
 
-fn send_file(socket: &UnixStream, file: impl AsFd) -> io::Result<()> {
+fn send_file(socket: impl AsFd, file: impl AsFd) -> io::Result<()> {
     let files = [file.as_fd()];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut message = rustix::net::SendAncillaryBuffer::new(&mut space);
@@ -270,5 +270,16 @@ pub(super) fn tcp_sent(scene: &mut Scene<'_>) -> io::Result<()> {
     let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, SERVER))?;
     scene.whisper(|secret| fill(&socket, secret))?;
     scene.hold(socket);
+    Ok(())
+}
+
+/// The same, and the connection is in a message to the server too: it stays open when this process ends.
+pub(super) fn tcp_shared(scene: &mut Scene<'_>) -> io::Result<()> {
+    let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, SERVER))?;
+    scene.whisper(|secret| fill(&socket, secret))?;
+    let by = UnixDatagram::unbound()?;
+    by.connect(DATAGRAM_SERVER)?;
+    send_file(&by, &socket)?;
+    hold_both(scene, (socket, by));
     Ok(())
 }
