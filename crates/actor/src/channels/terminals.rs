@@ -1,7 +1,8 @@
 //! Terminals: input that nobody has read, output that nobody has taken, echoes, screens, serial ports.
 
 use super::Scene;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{FlockOperation, flock};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{Action, LocalModes, OptionalActions, tcflow, tcgetattr, tcsetattr};
 use std::fs::{File, OpenOptions};
@@ -9,10 +10,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// A virtual console that nothing else uses.
-const CONSOLE: &str = "/dev/tty5";
-/// The first serial port beside those of the testbed.
-const SERIAL: &str = "/dev/ttyS2";
+/// Serial ports beside those of the testbed.
+const SERIAL: [&str; 2] = ["/dev/ttyS2", "/dev/ttyS3"];
+/// Asks for a virtual console that nothing has open.
+const VT_OPENQRY: libc::Ioctl = 0x5600;
 
 /// 2 KiB typed on a pseudo terminal that nobody reads from.
 pub(super) fn pty_unread(scene: &mut Scene<'_>) -> io::Result<()> {
@@ -46,7 +47,13 @@ pub(super) fn pty_echo(scene: &mut Scene<'_>) -> io::Result<()> {
 
 /// Lines on the screen of a virtual console.
 pub(super) fn vt_text(scene: &mut Scene<'_>) -> io::Result<()> {
-    let console = device(CONSOLE)?;
+    let mut number: libc::c_int = 0;
+    let any = device("/dev/tty0")?;
+    // SAFETY: writes one integer.
+    if unsafe { libc::ioctl(any.as_raw_fd(), VT_OPENQRY, &raw mut number) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let console = device(&format!("/dev/tty{number}"))?;
     scene.whisper(|secret| {
         let mut line = secret.to_vec();
         line.extend(b"\r\n");
@@ -58,7 +65,7 @@ pub(super) fn vt_text(scene: &mut Scene<'_>) -> io::Result<()> {
 
 /// 1 KiB that a serial port has not sent, because its output was stopped.
 pub(super) fn serial(scene: &mut Scene<'_>) -> io::Result<()> {
-    let port = device(SERIAL)?;
+    let port = free_port()?;
     raw(&port)?;
     tcflow(&port, Action::OOff)?;
     scene.whisper(|secret| File::from(port.try_clone()?).write_all(&secret.repeat(32)))?;
@@ -69,6 +76,17 @@ pub(super) fn serial(scene: &mut Scene<'_>) -> io::Result<()> {
 fn hold(scene: &mut Scene<'_>, master: OwnedFd, slave: OwnedFd) {
     scene.hold(master);
     scene.hold(slave);
+}
+
+/// A serial port that no other played process has.
+fn free_port() -> io::Result<OwnedFd> {
+    for path in SERIAL {
+        let port = device(path)?;
+        if flock(&port, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::other("every serial port is taken"))
 }
 
 fn device(path: &str) -> io::Result<OwnedFd> {
