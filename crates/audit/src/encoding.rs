@@ -8,6 +8,7 @@
 //!            piece   5 + 1 unknown bytes   piece
 //! ```
 
+use crate::typed::{Set, codes};
 use serde::Serialize;
 use std::fmt;
 use std::fmt::Write;
@@ -16,6 +17,8 @@ use std::fmt::Write;
 const WORD: usize = 8;
 /// Shortest piece that is searched for; shorter ones occur too often.
 const MIN_PIECE: usize = 4;
+/// Grey on black: the colours of a text console where no program chose others.
+const COLOURS: u8 = 0x07;
 
 /// How a secret was written where it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -34,12 +37,30 @@ pub enum Encoding {
     /// Each 8-byte word reversed, as a migration stream stores vector registers. A secret of fewer
     /// than 7 bytes that crosses a word's end with fewer than 4 bytes on each side is not looked for.
     ReversedWords,
+    /// UTF-32, low byte first, as Linux keeps the characters of a text console.
+    Utf32Le,
+    /// Cells of a text mode: a character and its colours, which are looked for as grey on black.
+    TextCells,
+    /// What a keyboard sends when it is typed: codes of set 1.
+    TypedSet1,
+    /// What a keyboard sends when it is typed: codes of set 2.
+    TypedSet2,
 }
 
 impl Encoding {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Raw, Self::Utf16Le, Self::Utf16Be, Self::HexLower, Self::HexUpper, Self::ReversedWords];
+    pub const ALL: [Self; 10] = [
+        Self::Raw,
+        Self::Utf16Le,
+        Self::Utf16Be,
+        Self::HexLower,
+        Self::HexUpper,
+        Self::ReversedWords,
+        Self::Utf32Le,
+        Self::TextCells,
+        Self::TypedSet1,
+        Self::TypedSet2,
+    ];
 
     /// The patterns that show the secret in this encoding.
     pub(crate) fn patterns(self, secret: &[u8]) -> Vec<Pattern> {
@@ -55,6 +76,12 @@ impl Encoding {
                 if differs { vec![Pattern::plain(upper)] } else { vec![] }
             }
             Self::ReversedWords => reversed(secret),
+            Self::Utf32Le => vec![Pattern::plain(utf32(secret))],
+            Self::TextCells => {
+                vec![Pattern::plain(secret.iter().flat_map(|&character| [character, COLOURS]).collect())]
+            }
+            Self::TypedSet1 => codes(secret, Set::One).map(Pattern::plain).into_iter().collect(),
+            Self::TypedSet2 => codes(secret, Set::Two).map(Pattern::plain).into_iter().collect(),
         }
     }
 }
@@ -68,6 +95,10 @@ impl fmt::Display for Encoding {
             Self::HexLower => "hex (lower case)",
             Self::HexUpper => "hex (upper case)",
             Self::ReversedWords => "8-byte words reversed",
+            Self::Utf32Le => "UTF-32LE",
+            Self::TextCells => "cells of a text screen",
+            Self::TypedSet1 => "typed (scan codes, set 1)",
+            Self::TypedSet2 => "typed (scan codes, set 2)",
         })
     }
 }
@@ -94,6 +125,14 @@ fn utf16(secret: &[u8], bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
     match std::str::from_utf8(secret) {
         Ok(text) => text.encode_utf16().flat_map(bytes).collect(),
         Err(_) => secret.iter().flat_map(|&b| bytes(u16::from(b))).collect(),
+    }
+}
+
+/// As [`utf16`], with four bytes for each character.
+fn utf32(secret: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(secret) {
+        Ok(text) => text.chars().flat_map(|c| u32::from(c).to_le_bytes()).collect(),
+        Err(_) => secret.iter().flat_map(|&b| u32::from(b).to_le_bytes()).collect(),
     }
 }
 

@@ -14,6 +14,7 @@ mod needles;
 mod report;
 mod search;
 mod secrets;
+mod typed;
 
 pub use encoding::Encoding;
 pub use error::AuditError;

@@ -23,7 +23,34 @@ fn written(encoding: Encoding, secret: &[u8]) -> Vec<u8> {
         Encoding::HexLower => hex.concat().into_bytes(),
         Encoding::HexUpper => hex.concat().to_uppercase().into_bytes(),
         Encoding::ReversedWords => words(0, secret),
+        Encoding::Utf32Le => secret.iter().flat_map(|b| [*b, 0, 0, 0]).collect(),
+        Encoding::TextCells => secret.iter().flat_map(|b| [*b, 7]).collect(),
+        // "correct horse Battery", from a table of scan codes.
+        Encoding::TypedSet1 => typed(
+            [
+                0x2e, 0x18, 0x13, 0x13, 0x12, 0x2e, 0x14, 0x39, 0x23, 0x18, 0x13, 0x1f, 0x12, 0x39, 0x30,
+                0x1e, 0x14, 0x14, 0x12, 0x13, 0x15,
+            ]
+            .map(|code| vec![code, code | 0x80]),
+            &[0x2a],
+            &[0xaa],
+        ),
+        Encoding::TypedSet2 => typed(
+            [
+                0x21, 0x44, 0x2d, 0x2d, 0x24, 0x21, 0x2c, 0x29, 0x33, 0x44, 0x2d, 0x1b, 0x24, 0x29, 0x32,
+                0x1c, 0x2c, 0x2c, 0x24, 0x2d, 0x35,
+            ]
+            .map(|code| vec![code, 0xf0, code]),
+            &[0x12],
+            &[0xf0, 0x12],
+        ),
     }
+}
+
+/// Key after key; the capital letter is between the codes of the shift key.
+fn typed(mut keys: [Vec<u8>; 21], down: &[u8], up: &[u8]) -> Vec<u8> {
+    keys[14] = [down, &keys[14], up].concat();
+    keys.concat()
 }
 
 /// Words as a stream writes registers, with the secret from byte `start` of the first word on.
