@@ -60,6 +60,7 @@ const WANTED: &[&str] = &[
     "signal_wake_up_state",
     "slab_caches",
     "socket_file_ops",
+    "task_struct_cachep",
     "tcp_hashinfo",
     "tty_fops",
     "uart_ops",

@@ -227,6 +227,11 @@ impl<'a> Kernel<'a> {
             .all(|at| self.tables.translate(self.ram, *at).is_some_and(|t| !t.writable && !t.user))
     }
 
+    /// Where the kernel sees physical memory.
+    pub(crate) fn direct_address(&self, gpa: Gpa) -> Gva {
+        self.page_offset.wrapping_add(gpa.0)
+    }
+
     /// The physical address behind a direct-map address.
     pub(crate) fn direct(&self, gva: Gva) -> Option<Gpa> {
         let gpa = Gpa(gva.0.checked_sub(self.page_offset.0)?);

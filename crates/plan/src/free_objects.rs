@@ -1,5 +1,7 @@
 //! Objects that the kernel has freed: nobody's, cleared in every image like free memory.
 //!
+//! So are the registers of tasks that have ended and wait for their last release.
+//!
 //! What stays: the pointers between them, and objects on whose content the kernel relies (caches with a
 //! constructor, objects that readers under RCU may still look at, and all under `slub_debug`).
 
@@ -25,6 +27,11 @@ pub(crate) fn clear(edits: &mut Edits<'_, '_>) -> Result<(), PlanError> {
         }
     })?;
     push(edits, &run);
+    let mut ended = Vec::new();
+    kernel.dead_fpu_areas(&mut |area| ended.push(area))?;
+    for area in ended {
+        edits.zero(area, EditReason::FreeObject, None)?;
+    }
     let added = edits.list.len() - before;
     tracing::debug!(objects, edits = added, took = ?begin.elapsed(), "free objects surveyed");
     Ok(())

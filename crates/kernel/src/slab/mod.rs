@@ -11,6 +11,7 @@
 //! freed after a grace period.
 
 mod cache;
+mod dead_tasks;
 mod freelist;
 mod sheaves;
 
