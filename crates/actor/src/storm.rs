@@ -13,14 +13,14 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex};
 
-/// Processes, threads or datagrams at the same time.
-const AT_ONCE: u32 = 6;
+/// Processes at the same time.
+const AT_ONCE: u32 = 4;
 /// What goes through pipes and sockets: more than they hold.
 const STREAM_LEN: usize = 200_000;
 /// Small files in one folder.
-const FILES: u32 = 40;
+const FILES: u32 = 20;
 /// Most memory that is taken at once, in pages.
-const MEMORY_PAGES: usize = 16 << 10;
+const MEMORY_PAGES: usize = 4 << 10;
 
 /// Runs `rounds` rounds on two threads and prints the result as JSON.
 pub(crate) fn run(rounds: u32) -> io::Result<()> {
@@ -237,7 +237,7 @@ fn caches(id: u32, round: u32) -> io::Result<bool> {
     Ok(right)
 }
 
-/// Takes a third of the memory that is left: frames come zeroed, and keep what is written.
+/// Takes some of the memory that is left, a third at most: frames come zeroed, and keep what is written.
 fn memory(id: u32, round: u32) -> io::Result<bool> {
     if id != 0 {
         return Ok(true);
