@@ -19,6 +19,7 @@ mod error;
 mod files;
 mod fpu;
 mod frames;
+mod given_back;
 mod hugetlb;
 mod idle_stacks;
 mod irq_work;

@@ -10,9 +10,9 @@ use crate::kallsyms::Kallsyms;
 use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
-    KernelError, batches, buddy, cgroup, cpus, files, fpu, frames, hugetlb, idle_stacks, irq_work, keys, log,
-    maple, message_queues, page, page_cache, paths, pcp, pipes, screens, signal, skb, slab, sockets, stacks,
-    system_v, tasks, terminals, vmas, xarray,
+    KernelError, batches, buddy, cgroup, cpus, files, fpu, frames, given_back, hugetlb, idle_stacks,
+    irq_work, keys, log, maple, message_queues, page, page_cache, paths, pcp, pipes, screens, signal, skb,
+    slab, sockets, stacks, system_v, tasks, terminals, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,7 @@ pub struct Profile {
     pub(crate) files: files::FilesLayout,
     pub(crate) fpu: fpu::FpuLayout,
     pub(crate) frame_owner: frames::FrameOwnerLayout,
+    pub(crate) given_back: given_back::GivenBackLayout,
     pub(crate) hugetlb: hugetlb::HugeTlbLayout,
     pub(crate) idle_stack: idle_stacks::IdleStackLayout,
     pub(crate) irq_work: irq_work::IrqWorkLayout,
@@ -119,6 +120,7 @@ impl Profile {
             files: files::FilesLayout::compile(&btf)?,
             fpu: fpu::FpuLayout::compile(&btf)?,
             frame_owner: frames::FrameOwnerLayout::compile(&btf)?,
+            given_back: given_back::GivenBackLayout::compile(&btf)?,
             hugetlb: hugetlb::HugeTlbLayout::compile(&btf)?,
             idle_stack: idle_stacks::IdleStackLayout::compile(&btf)?,
             irq_work: irq_work::IrqWorkLayout::compile(&btf)?,

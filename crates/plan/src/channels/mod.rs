@@ -8,6 +8,7 @@
 mod kernel_log;
 mod keys;
 mod messages;
+mod packets_given_back;
 mod pipes;
 mod sockets;
 mod terminals;
@@ -26,6 +27,7 @@ const CHANNELS: &[(&str, Survey)] = &[
     ("kernel log", kernel_log::survey),
     // Before the channels of other files: sockets carry files in messages.
     ("sockets", sockets::survey),
+    ("packets given back", packets_given_back::survey),
     ("pipes", pipes::survey),
     ("terminals", terminals::survey),
     ("messages", messages::survey),

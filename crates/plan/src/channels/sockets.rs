@@ -10,7 +10,7 @@
 
 use super::Channels;
 use crate::{EditReason, PlanError};
-use elision_kernel::{FileKind, KernelError, Packets, Socket, TcpTable};
+use elision_kernel::{FileKind, Kernel, KernelError, Packets, Socket, TcpTable};
 use elision_memory::Gva;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,11 +21,15 @@ const PACKETS_IN_FRAME: u64 = 16;
 /// Slots of file tables in a frame.
 const SLOTS_IN_FRAME: u64 = 512;
 
+/// As many packets as the guest has room for.
+pub(super) fn packets(kernel: &Kernel<'_>) -> Packets {
+    Packets::new(kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME))
+}
+
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let mut sockets = Sockets::default();
     sockets.find(channels)?;
-    let limit = channels.kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME);
-    let mut packets = Packets::new(limit);
+    let mut packets = packets(channels.kernel);
     let mut connections = TcpTable::default();
     let kernel = channels.kernel;
     for (socket, pid) in &sockets.owned {
