@@ -64,11 +64,21 @@ pub(crate) const CHANNELS: &[Channel] = &[
     held("tty-pty-output"),
     held("tty-pty-echo"),
     outlives("tty-vt-text", "a screen stays as it is when its process ends"),
-    held("tty-serial"),
+    Channel {
+        name: "tty-serial",
+        life: Life::Held,
+        not_ended: Some("the guests have two spare serial ports: one for each process that lives"),
+    },
     outlives("sysv-msg", "a queue is named by no process that lives: see the hazards"),
     outlives("posix-mq", "a queue with a name is a file that outlives its process"),
     outlives("sysv-shm-detached", "a segment outlives its process"),
-    held("key-user"),
+    Channel {
+        name: "key-user",
+        life: Life::Held,
+        not_ended: Some(
+            "a key is freed some time after its process, and until then held by nothing that is followed",
+        ),
+    },
     outlives("kmsg", "the log names threads by number: cleared by --kernel-log clear"),
     freed("freed-msg"),
     freed("freed-unix"),
