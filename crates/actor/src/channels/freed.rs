@@ -103,7 +103,8 @@ pub(super) fn registers(scene: &mut Scene<'_>) -> io::Result<()> {
 /// Processes whose last system calls have put the secret on their kernel stacks, and used it as a name.
 pub(super) fn stacks(scene: &mut Scene<'_>) -> io::Result<()> {
     scene.whisper(|secret| {
-        let path = CString::new([b"/tmp/".as_slice(), &secret.repeat(4)].concat())?;
+        // In a folder that does not exist: the kernel takes the name and never looks it up.
+        let path = CString::new([b"/nowhere/".as_slice(), &secret.repeat(4)].concat())?;
         // SAFETY: all zero is a valid address; the address and the path outlive the calls.
         children(|| unsafe {
             let mut address: libc::sockaddr_un = std::mem::zeroed();
