@@ -74,10 +74,16 @@ impl Kernel<'_> {
         let fpu = self.fpu_of(thread);
         let (Some(fpstate), Some(size), Some(regs)) = (layout.fpstate, layout.size, layout.regs) else {
             let Some(state) = layout.old_state else { return Err(KernelError::Incomplete("FPU layout")) };
-            // Before fpstate had a size: everything to the end of the task_struct is the state.
-            let end = thread.task.wrapping_add(self.profile.task.size);
+            // Before fpstate had a size: everything to the end of the task is the state. The type tells
+            // more than a task has: the kernel allocates them as large as the processor's state.
+            let cache = self.pointer(self.require("task_struct_cachep")?, WHAT)?;
+            let size = self.number(cache, self.profile.slab_cache.object_size, WHAT)?;
             let at = fpu.wrapping_add(state);
-            return Ok(FpuArea { at, len: end.0.saturating_sub(at.0).clamp(LEGACY_XSTATE, SIZE_LIMIT) });
+            let len = thread.task.wrapping_add(size).0.saturating_sub(at.0);
+            if size > self.profile.task.size || !(LEGACY_XSTATE..=SIZE_LIMIT).contains(&len) {
+                return Err(KernelError::Torn { what: WHAT, at, why: "its size is impossible" });
+            }
+            return Ok(FpuArea { at, len });
         };
         let state = self.pointer(fpu.wrapping_add(fpstate), WHAT)?;
         let len = u64::from(self.u32(state.wrapping_add(size), WHAT)?);
