@@ -7,14 +7,14 @@
 
 mod support;
 
-use elision_testbed::{Guest, GuestOptions, Status, programs, secret};
+use elision_testbed::{Guest, GuestOptions, programs, secret};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::{Images, copies, json, restore, save};
+use support::{Images, copies, json, restore, save, sh};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -26,12 +26,6 @@ fn line(options: &GuestOptions, folder: &Path) -> GuestOptions {
     }
     let chardev = format!("pipe,id=line,path={}", folder.join("line").display());
     options.clone().extra(&["-chardev", &chardev, "-serial", "chardev:line"])
-}
-
-fn sh(guest: &mut Guest, cmd: &str) -> String {
-    let result = guest.control().sh(cmd).unwrap_or_else(|e| panic!("{cmd}: {e}"));
-    assert!(matches!(result.status, Status::Exited { code: 0, .. }), "{cmd}: {}", result.output);
-    result.output
 }
 
 /// A session in the guest's shell.

@@ -2,41 +2,14 @@
 
 mod support;
 
-use elision_testbed::{Guest, GuestOptions, Spawn, Status, modules};
-use std::process::Command;
-use support::{Images, elision, json, refuses, save};
-
-/// A shell command in the guest that must succeed.
-fn sh(guest: &mut Guest, cmd: &str) -> String {
-    let result = guest.control().sh(cmd).unwrap_or_else(|e| panic!("{cmd}: {e}"));
-    let ended_well = matches!(result.status, Status::Exited { code: 0, .. });
-    assert!(ended_well, "{cmd}: {:?} {}", result.status, result.output);
-    result.output
-}
-
-/// Output of a program on the host.
-fn host(command: &mut Command) -> String {
-    let output = command.output().expect("a program");
-    assert!(output.status.success(), "{command:?}");
-    String::from_utf8(output.stdout).expect("text")
-}
-
-/// Gives the guest swap on a loop device, whose module comes over its serial port.
-fn turn_swap_on(guest: &mut Guest, options: &GuestOptions) {
-    let kernel = options.kernel().expect("a kernel");
-    let module = modules::get(&kernel, "loop").expect("its loop module");
-    let packed = host(Command::new("sh").args(["-c", "gzip -9c \"$0\" | base64 -w 0"]).arg(&module));
-    sh(guest, &format!("echo {packed} | base64 -d | gunzip > /tmp/loop.ko && insmod /tmp/loop.ko"));
-    sh(guest, "dd if=/dev/zero of=/tmp/swap bs=1M count=64 && losetup /dev/loop0 /tmp/swap");
-    sh(guest, "mkswap /dev/loop0 && swapon /dev/loop0");
-}
+use elision_testbed::{GuestOptions, Spawn, Status};
+use support::{Images, elision, json, refuses, save, sh, swap};
 
 #[test]
 fn pages_in_swap_are_refused_and_named_or_recorded() {
     let options = GuestOptions::new("6.1");
     let mut guest = options.boot().expect("the guest boots");
-    turn_swap_on(&mut guest, &options);
-    sh(&mut guest, "echo +memory > /sys/fs/cgroup/cgroup.subtree_control");
+    swap::turn_on(&mut guest, &options);
     let victim =
         guest.control().spawn(&Spawn::new("victim", "heap=16M", "sleep").cgroup("/swapped").uid(1234));
     let pid = victim.expect("a process").pid;

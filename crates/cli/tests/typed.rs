@@ -8,11 +8,11 @@
 mod support;
 
 use elision_qemu::Vm;
-use elision_testbed::{Guest, GuestOptions, Status, search, secret};
+use elision_testbed::{Guest, GuestOptions, search, secret};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use support::{Images, json, restore, save};
+use support::{Images, json, restore, save, sh};
 
 /// Scan codes (set 1) of the digits of a secret.
 const CODES: [(u8, u8); 16] = [
@@ -51,12 +51,6 @@ fn type_keys(guest: &Guest, keys: &[u8]) {
         guest.endpoints().monitor(&format!("sendkey {name} 1")).expect("a key press");
         std::thread::sleep(Duration::from_millis(60)); // the keyboard keeps 16 codes for the guest
     }
-}
-
-fn sh(guest: &mut Guest, cmd: &str) -> String {
-    let result = guest.control().sh(cmd).unwrap_or_else(|e| panic!("{cmd}: {e}"));
-    assert!(matches!(result.status, Status::Exited { code: 0, .. }), "{cmd}: {}", result.output);
-    result.output
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {

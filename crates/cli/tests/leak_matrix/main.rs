@@ -19,7 +19,7 @@ use elision_testbed::{Guest, GuestOptions, Spawn, Status, kernels, pages, secret
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
-use support::{Images, end_of, json, restore, save, words};
+use support::{Images, end_of, json, restore, save, swap, words};
 use table::{CHANNELS, Channel, Life, NOT_EXERCISED};
 
 const GROUP: &str = "/left-out";
@@ -206,6 +206,7 @@ fn restored(options: &GuestOptions, image: &Path, excluded: &[(String, i32)]) ->
         }
     }
     sick.extend(guest.control().health(3).expect("the guest answers").errors);
+    sick.extend(swap::pressure(&mut guest, options));
     sick.extend(guest.console_problems());
     let log = guest.control().dmesg().expect("the kernel log");
     sick.extend(elision_testbed::console::problems(&log));

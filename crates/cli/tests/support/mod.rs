@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod swap;
+
 use elision_qemu::Qmp;
 use elision_testbed::{Endpoints, Guest, GuestOptions, RamMode, Status, pages, secret};
 use serde_json::{Value, json as object};
@@ -48,6 +50,14 @@ pub(crate) fn restore(options: &GuestOptions, image: &Path) -> Guest {
     let output = command.output().expect("elision starts");
     assert!(output.status.success(), "{command:?} failed: {}", words(&output));
     options.attach(&folder).expect("the restored guest answers")
+}
+
+/// A shell command in the guest that must succeed.
+pub(crate) fn sh(guest: &mut Guest, cmd: &str) -> String {
+    let result = guest.control().sh(cmd).unwrap_or_else(|e| panic!("{cmd}: {e}"));
+    let ended_well = matches!(result.status, Status::Exited { code: 0, .. });
+    assert!(ended_well, "{cmd}: {:?} {}", result.status, result.output);
+    result.output
 }
 
 /// How often the secret of each label stands in an image, in RAM and in the device state together.
