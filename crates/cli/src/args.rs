@@ -198,9 +198,9 @@ pub(crate) struct VerifyArgs {
 
 /// Search an image for secrets that must not be in it.
 ///
-/// Each secret is searched as it is, as UTF-16 and as hexadecimal digits, in memory, also across page
-/// borders, and in the device state. Exit status 1 when one is found. Secrets are never printed: a secret is
-/// named by its number in its file.
+/// Each secret is searched as it is, as UTF-16 and UTF-32, as hexadecimal digits, as cells of a text screen
+/// and as key presses, in memory, also across page borders, and in the device state. Exit status 1 when one
+/// is found. Secrets are never printed: a secret is named by its number in its file.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("searched").required(true).multiple(true).args(["image", "files"]))]
 #[command(group = ArgGroup::new("secrets").required(true).multiple(true).args(["secret_file", "secret_binary"]))]

@@ -12,6 +12,7 @@ use crate::layout::layout;
 use crate::skb::CHAIN_LIMIT;
 use crate::{Kernel, KernelError};
 use elision_memory::Gva;
+use std::collections::BTreeMap;
 
 layout! {
     pub(crate) struct GivenBackLayout {
@@ -29,8 +30,9 @@ const WHAT: &str = "list of packets to be freed";
 const NODE_LIMIT: u32 = 1024;
 
 impl Kernel<'_> {
-    /// Every packet that is to be freed. Nobody will look at what they hold.
-    pub fn packets_given_back(&self) -> Result<Vec<Gva>, KernelError> {
+    /// Every packet that is to be freed, with the number of them that share its buffer. Nobody will look at
+    /// what they hold, unless the buffer has other users.
+    pub fn packets_given_back(&self) -> Result<Vec<(Gva, u64)>, KernelError> {
         let layout = &self.profile.given_back;
         let mut heads = Vec::new();
         if let Some(data) = self.symbol("softnet_data") {
@@ -62,6 +64,11 @@ impl Kernel<'_> {
                 packet = self.pointer(packet.wrapping_add(layout.next), WHAT)?;
             }
         }
-        Ok(packets)
+        let buffers = packets.iter().map(|packet| self.packet_buffer(*packet));
+        let buffers = buffers.collect::<Result<Vec<_>, _>>()?;
+        let mut users: BTreeMap<Gva, u64> = BTreeMap::new();
+        buffers.iter().for_each(|buffer| *users.entry(*buffer).or_default() += 1);
+        let users = buffers.iter().map(|buffer| users.get(buffer).copied().unwrap_or(1));
+        Ok(packets.into_iter().zip(users).collect())
     }
 }

@@ -59,11 +59,11 @@ const USERS: u64 = 0xffff;
 impl Kernel<'_> {
     /// What a packet holds, with those that hang on it. Each packet is looked at once: `seen` remembers.
     ///
-    /// `only_own` passes over a packet whose buffer is shared with others, as copies for listeners are.
+    /// A packet whose buffer has more than `users` is passed over, as copies for listeners are.
     pub fn packet_content(
         &self,
         packet: Gva,
-        only_own: bool,
+        users: Option<u64>,
         seen: &mut Packets,
         visit: &mut dyn FnMut(Content),
     ) -> Result<(), KernelError> {
@@ -81,7 +81,8 @@ impl Kernel<'_> {
             if size > HEAD_LIMIT || data < head || data > end {
                 return Err(torn("its data lies outside its buffer"));
             }
-            if only_own && self.number(end, layout.users, WHAT)? & USERS > 1 {
+            let others = self.number(end, layout.users, WHAT)? & USERS;
+            if users.is_some_and(|users| others > users) {
                 continue;
             }
             let mut headers = data.0.wrapping_sub(head.0);
@@ -140,6 +141,11 @@ impl Kernel<'_> {
     /// Whether a page belongs to a file.
     fn is_cached(&self, at: Gpa) -> Result<bool, KernelError> {
         Ok(matches!(self.page(at.gfn())?.kind, PageKind::File | PageKind::SharedMemory))
+    }
+
+    /// Where a packet's buffer stands: clones share one.
+    pub(crate) fn packet_buffer(&self, packet: Gva) -> Result<Gva, KernelError> {
+        self.pointer(packet.wrapping_add(self.profile.packet.head), WHAT)
     }
 
     /// The socket that a packet is charged to: its sender or, once it is received, its receiver.

@@ -188,12 +188,7 @@ fn newest_of_own(name: &str, apt: &Apt) -> Result<Package, Error> {
 /// packages leave the image to one of them.
 fn unpack_image(apt: &Apt, package: &Package, folder: &Path) -> Result<Option<PathBuf>, Error> {
     apt.unpack(package, folder)?;
-    let release = package.name.trim_start_matches("linux-image-");
-    let mut parts: Vec<&str> =
-        package.depends.split(',').filter_map(|d| d.split_whitespace().next()).collect();
-    parts.retain(|p| p.starts_with("linux-") && p.ends_with(release));
-    parts.sort_by_key(|p| p.contains("modules")); // large and rarely the one
-    for part in parts {
+    for part in parts(package) {
         if find_image(folder).is_some() {
             break;
         }
@@ -202,6 +197,16 @@ fn unpack_image(apt: &Apt, package: &Package, folder: &Path) -> Result<Option<Pa
         }
     }
     Ok(find_image(folder))
+}
+
+/// The packages of the same kernel that a package depends on, the large one with modules last.
+pub(crate) fn parts(package: &Package) -> Vec<&str> {
+    let release = package.name.trim_start_matches("linux-image-");
+    let mut parts: Vec<&str> =
+        package.depends.split(',').filter_map(|d| d.split_whitespace().next()).collect();
+    parts.retain(|p| p.starts_with("linux-") && p.ends_with(release));
+    parts.sort_by_key(|p| p.contains("modules"));
+    parts
 }
 
 /// The kernel image in an unpacked package: under `boot`, or beside its modules.

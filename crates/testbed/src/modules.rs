@@ -25,6 +25,14 @@ pub fn get(kernel: &Kernel, name: &str) -> Result<PathBuf, Error> {
     let unpacked = folder.join("unpacked");
     fs::create_dir_all(&unpacked).context("create", &unpacked)?;
     apt.unpack(&package, &unpacked)?;
+    // Newer packages leave their modules to another one.
+    for part in kernels::parts(&package) {
+        if find(&unpacked, name).is_none() {
+            if let Some(part) = newest(apt.show(&[part.to_owned()])?) {
+                apt.unpack(&part, &unpacked)?;
+            }
+        }
+    }
     let found = find(&unpacked, name).ok_or_else(|| missing(format!("{} has no {name}", kernel.package)))?;
     // Beside its place first: a test that runs at the same time must not see half a file.
     let beside = kept.with_extension(format!("{}.part", std::process::id()));

@@ -20,12 +20,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use support::{Images, end_of, json, restore, save, swap, words};
-use table::{CHANNELS, Channel, Life, NOT_EXERCISED};
+use table::{CHANNELS, Channel, NOT_EXERCISED};
 
 const GROUP: &str = "/left-out";
 const FRAGMENT: usize = 8;
 /// The kernel frees some objects a moment after the end of their process, when nobody can be looking at them.
 const GRACE: Duration = Duration::from_millis(300);
+/// Copies of a bystander that a guest which runs on may have overwritten between two saves.
+const DRIFT: u64 = 4;
 /// Places that are told of a leak.
 const PLACES: usize = 3;
 
@@ -180,11 +182,11 @@ fn matrix(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
             if mode == "end" {
                 let end = end_of(&mut guest, pid, Duration::from_secs(30));
                 assert!(matches!(end, Status::Exited { code: 0, .. }), "{label}: {end:?}");
-                std::thread::sleep(GRACE);
             }
+            std::thread::sleep(GRACE);
             instant(&mut guest, &images, &label, leaks)
         };
-        if channel.life == Life::Freed {
+        if channel.freed {
             row.live = gone("freed", "block", &mut row.leaks);
         }
         if channel.not_ended.is_none() {
@@ -256,7 +258,7 @@ fn no_channel_leaks() {
                 None => cell(row.ended),
             };
             cells += 1 + u32::from(channel.not_ended.is_none());
-            let kept = if channel.life == Life::Freed { "-".to_owned() } else { cell(row.kept) };
+            let kept = if channel.freed { "-".to_owned() } else { cell(row.kept) };
             lines.push(format!("| {name} | {kernel} | {} | {ended} | {kept} |", cell(row.live)));
             println!("{}", lines.last().map_or("", String::as_str));
             let mut say = |what: &str| wrong.push(format!("{kernel}: {name}: {what}"));
@@ -266,7 +268,7 @@ fn no_channel_leaks() {
             if channel.not_ended.is_none() && row.ended.0 == 0 {
                 say("control: the ended process left nothing");
             }
-            if channel.life != Life::Freed && (row.kept.0 == 0 || row.kept.1 < row.kept.0) {
+            if !channel.freed && (row.kept.1 == 0 || row.kept.1 + DRIFT < row.kept.0) {
                 say(&format!("the bystander's data is gone: {}", cell(row.kept)));
             }
             row.leaks.iter().for_each(|leak| say(leak));

@@ -1,35 +1,26 @@
 //! The channels of the matrix: a line for each.
 
-/// What becomes of a channel's data when the process that filled it lives on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Life {
-    /// The kernel keeps it for the process, and it is freed with the process.
-    Held,
-    /// The kernel keeps it beyond the end of the process.
-    Outlives,
-    /// The kernel has freed it already: it is nobody's, and is left out of every image.
-    Freed,
-}
-
 /// One channel.
 pub(crate) struct Channel {
     /// Its name, also as a place of the actor.
     pub(crate) name: &'static str,
-    pub(crate) life: Life,
+    /// Whether the kernel has freed it already: it is nobody's, and is left out of every image.
+    pub(crate) freed: bool,
     /// Why a process that has ended leaves nothing there to look for, or why it is not looked for.
     pub(crate) not_ended: Option<&'static str>,
 }
 
 const fn held(name: &'static str) -> Channel {
-    Channel { name, life: Life::Held, not_ended: None }
+    Channel { name, freed: false, not_ended: None }
 }
 
 const fn freed(name: &'static str) -> Channel {
-    Channel { name, life: Life::Freed, not_ended: None }
+    Channel { name, freed: true, not_ended: None }
 }
 
-const fn outlives(name: &'static str, reason: &'static str) -> Channel {
-    Channel { name, life: Life::Outlives, not_ended: Some(reason) }
+/// One that a process leaves behind, or of which nothing is looked for when it has ended.
+const fn alive(name: &'static str, reason: &'static str) -> Channel {
+    Channel { name, freed: false, not_ended: Some(reason) }
 }
 
 /// All of them.
@@ -47,7 +38,7 @@ pub(crate) const CHANNELS: &[Channel] = &[
     held("unix-stream-unread"),
     freed("unix-stream-read"),
     held("unix-dgram-unread"),
-    outlives("unix-dgram-sent", "a message belongs to its receiver when its sender has ended"),
+    alive("unix-dgram-sent", "a message belongs to its receiver when its sender has ended"),
     held("unix-seqpacket-unread"),
     held("unix-abstract-name"),
     held("unix-scm-inflight"),
@@ -63,23 +54,16 @@ pub(crate) const CHANNELS: &[Channel] = &[
     held("tty-pty-unread"),
     held("tty-pty-output"),
     held("tty-pty-echo"),
-    outlives("tty-vt-text", "a screen stays as it is when its process ends"),
-    Channel {
-        name: "tty-serial",
-        life: Life::Held,
-        not_ended: Some("the guests have two spare serial ports: one for each process that lives"),
-    },
-    outlives("sysv-msg", "a queue is named by no process that lives: see the hazards"),
-    outlives("posix-mq", "a queue with a name is a file that outlives its process"),
-    outlives("sysv-shm-detached", "a segment outlives its process"),
-    Channel {
-        name: "key-user",
-        life: Life::Held,
-        not_ended: Some(
-            "a key is freed some time after its process, and until then held by nothing that is followed",
-        ),
-    },
-    outlives("kmsg", "the log names threads by number: cleared by --kernel-log clear"),
+    alive("tty-vt-text", "a screen stays as it is when its process ends"),
+    alive("tty-serial", "the guests have two spare serial ports: one for each process that lives"),
+    alive("sysv-msg", "a queue is named by no process that lives: see the hazards"),
+    alive("posix-mq", "a queue with a name is a file that outlives its process"),
+    alive("sysv-shm-detached", "a segment outlives its process"),
+    alive(
+        "key-user",
+        "a key is freed some time after its process, and until then held by nothing that is followed",
+    ),
+    alive("kmsg", "one copy was seen in a slab after the end, and not traced yet"),
     freed("freed-msg"),
     freed("freed-unix"),
     freed("freed-xattr"),

@@ -6,9 +6,9 @@ use crate::{EditReason, PlanError};
 
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let mut seen = packets(channels.kernel);
-    for packet in channels.kernel.packets_given_back()? {
+    for (packet, users) in channels.kernel.packets_given_back()? {
         let mut content = Vec::new();
-        channels.kernel.packet_content(packet, true, &mut seen, &mut |part| content.push(part))?;
+        channels.kernel.packet_content(packet, Some(users), &mut seen, &mut |part| content.push(part))?;
         channels.clear(content, EditReason::Socket, None)?;
     }
     Ok(())

@@ -76,7 +76,7 @@ fn clear(
     pid: u32,
 ) -> Result<(), PlanError> {
     let mut content = Vec::new();
-    channels.kernel.packet_content(packet, only_own, packets, &mut |part| content.push(part))?;
+    channels.kernel.packet_content(packet, only_own.then_some(1), packets, &mut |part| content.push(part))?;
     channels.clear(content, EditReason::Socket, Some(pid))
 }
 
