@@ -104,8 +104,14 @@ fn describe(image: &Path, places: &[Place]) -> String {
     let image = Image::open(image).expect("an image");
     let ram = image.ram().expect("its RAM");
     let kernel = Kernel::open(&ram, &[], &ProfileCache::disabled()).expect("its kernel");
-    let scan = kernel.scan_frames().expect("its frames");
-    let kind = |gpa: &Gpa| scan.kind(gpa.gfn()).name();
+    let mut scan = kernel.scan_frames().expect("its frames");
+    scan.explain(&kernel, &kernel.processes().expect("its processes")).expect("what they map");
+    scan.find_holders(&kernel);
+    let kind = |gpa: &Gpa| {
+        let owner = kernel.frame_owner(&scan, gpa.gfn()).ok().flatten();
+        let owner = owner.map_or("nobody known".to_owned(), |owner| owner.to_string());
+        format!("{}, of {owner}", scan.kind(gpa.gfn()).name())
+    };
     let place = |place: &Place| match place {
         Place::Ram { gpa } => format!("{gpa} ({})", kind(gpa)),
         other => format!("{other:?}"),
