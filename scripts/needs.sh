@@ -31,6 +31,8 @@ install_missing() {
     have cc gcc
     have git git
     have ssh openssh-client
+    have cpio cpio
+    have xz xz-utils
     have cargo cargo
     # The C library's static archive, for the program that runs inside the guests.
     if [ ! -e /usr/lib/x86_64-linux-gnu/libc.a ] && [ ! -e /usr/lib64/libc.a ]; then

@@ -28,8 +28,8 @@ fn lost_pages_of_7_are_dropped_if_nobody_can_use_them() -> Result<(), Error> {
 
 fn lost_pages(kernel: &str) -> Result<(), Error> {
     let mut guest = GuestOptions::new(kernel).boot()?;
-    let victim = guest.control().spawn(&Spawn::new("victim", "heap=64K", "block").uid(1234))?;
-    let bystander = guest.control().spawn(&Spawn::new("bystander", "heap=64K", "block"))?;
+    let victim = guest.control().spawn(&Spawn::new("victim", "heap=512K", "block").uid(1234))?;
+    let bystander = guest.control().spawn(&Spawn::new("bystander", "heap=512K", "block"))?;
     let truth = guest.truth(true, true)?;
     guest.endpoints().stop()?;
     let file = File::open(guest.endpoints().ram_file()).expect("its RAM");
@@ -37,8 +37,10 @@ fn lost_pages(kernel: &str) -> Result<(), Error> {
     let view = Kernel::open(&ram, &[], &ProfileCache::disabled()).expect("a kernel");
     let lost = [&victim, &bystander].map(|process| {
         let heap = process.planted.first().expect("a heap");
-        let mut pages = (0..16).map(|i| entry_of(&view, process.pid, Gva((heap.address & !4095) + 4096 * i)));
-        // A batch on the way to the reclaim lists, or what a freed object still holds, may point to some.
+        let mut pages =
+            (0..128).map(|i| entry_of(&view, process.pid, Gva((heap.address & !4095) + 4096 * i)));
+        // A batch on the way to the reclaim lists, or what a freed object still holds, may point to some: the
+        // heap has more pages than a batch.
         let is_pointed_to = |gfn| !view.frames_pointed_to(&BTreeSet::from([gfn])).expect("a scan").is_empty();
         let (table, gfn) = pages.find(|page| !is_pointed_to(page.1)).expect("a page of its own");
         (table, gfn, page_of(&view, &truth, gfn))

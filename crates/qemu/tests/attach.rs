@@ -29,6 +29,8 @@ fn ram_is_found_and_read() {
 #[test]
 fn an_unlinked_ram_file_is_found() {
     let m = Machine::start("pc.ram", 64, &[]);
+    // QEMU listens before it has made its RAM.
+    wait_until("the RAM file", || m.path("ram").exists());
     std::fs::remove_file(m.path("ram")).unwrap();
     let vm = Vm::attach(&m.qmp()).unwrap();
     assert!(vm.ram_file().metadata().unwrap().len() >= 64 << 20);
