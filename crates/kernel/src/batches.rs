@@ -70,7 +70,8 @@ impl Kernel<'_> {
     pub fn dead_batch_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
         for (head, held) in self.batch_references()? {
             let page = self.page(head)?;
-            if page.kind == PageKind::Anonymous && page.refcount == held && page.mapcount == UNMAPPED {
+            // The page cache would hold a reference of its own.
+            if page.kind != PageKind::Reserved && page.refcount == held && page.mapcount == UNMAPPED {
                 self.compound_frames(head)?.for_each(|f| visit(Gfn(f)));
             }
         }
