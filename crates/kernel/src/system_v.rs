@@ -9,6 +9,7 @@
 use crate::btf::{Btf, BtfError};
 use crate::layout::layout;
 use crate::tasks::Process;
+use crate::xarray::TOO_MANY;
 use crate::{Kernel, KernelError};
 use elision_memory::Gva;
 use std::collections::BTreeSet;
@@ -176,6 +177,10 @@ impl Kernel<'_> {
         }
         let head = self.u64(ids.wrapping_add(layout.entries), what)?;
         let mut budget = OBJECT_LIMIT;
-        self.for_each_in_xarray(head, what, &mut budget, &mut |entry| visit(Gva(entry)))
+        self.for_each_in_xarray(head, what, &mut budget, &mut |entry, budget| {
+            let torn = KernelError::Torn { what, at: Gva(entry), why: TOO_MANY };
+            *budget = budget.checked_sub(1).ok_or(torn)?;
+            visit(Gva(entry))
+        })
     }
 }

@@ -18,19 +18,24 @@ layout! {
     }
 }
 
+/// Gets an entry and the budget.
+type Visit<'v> = dyn FnMut(u64, &mut u64) -> Result<(), KernelError> + 'v;
+
 const SIBLINGS_END: u64 = 4096;
+/// Said when the budget is spent.
+pub(crate) const TOO_MANY: &str = "it holds more than the guest has room for";
 /// No node has more.
 const SLOT_LIMIT: u64 = 64;
 
 impl Kernel<'_> {
-    /// Calls `visit` with each entry that is no node, below the entry in the array's head. `budget` bounds
-    /// nodes and entries.
+    /// Calls `visit` with each entry that is no node, below the entry in the array's head. Each node is taken
+    /// from `budget`, and `visit` takes from it what its entry stands for.
     pub(crate) fn for_each_in_xarray(
         &self,
         head: u64,
         what: &'static str,
         budget: &mut u64,
-        visit: &mut dyn FnMut(u64) -> Result<(), KernelError>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), KernelError> {
         self.xarray_entry(head, 64, what, budget, visit)
     }
@@ -41,17 +46,17 @@ impl Kernel<'_> {
         above: u8,
         what: &'static str,
         budget: &mut u64,
-        visit: &mut dyn FnMut(u64) -> Result<(), KernelError>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), KernelError> {
         if entry == 0 || (entry & 3 == 2 && entry <= SIBLINGS_END) {
             return Ok(());
         }
+        if entry & 3 != 2 {
+            return visit(entry, budget);
+        }
         let layout = &self.profile.xarray;
         let torn = |why| KernelError::Torn { what, at: Gva(entry), why };
-        *budget = budget.checked_sub(1).ok_or(torn("it holds more than the guest has room for"))?;
-        if entry & 3 != 2 {
-            return visit(entry);
-        }
+        *budget = budget.checked_sub(1).ok_or(torn(TOO_MANY))?;
         let node = Gva(entry & !3);
         let shift = self.u8(node.wrapping_add(layout.shift), what)?;
         if shift >= above {
