@@ -12,7 +12,7 @@
 use crate::frames::FrameTable;
 use crate::{DropReason, PlanError, PlanSummary, Selection};
 use elision_kernel::{Kernel, Unmapped};
-use elision_memory::{Gfn, Gva};
+use elision_memory::Gva;
 use std::collections::{BTreeMap, BTreeSet};
 
 const STAYS: &str = "private memory that no process maps and the kernel may still use";
@@ -26,12 +26,18 @@ pub(crate) fn survey(
 ) -> Result<(), PlanError> {
     let mut pages = kernel.unmapped_anonymous()?;
     pages.retain(|page| !table.is_dropped(page.gfn) && !table.is_mapped(page.gfn));
-    let last: BTreeSet<Gfn> = pages.iter().filter(|page| page.held == 1).map(|page| page.gfn).collect();
-    let pointed = if last.is_empty() { BTreeSet::new() } else { kernel.frames_pointed_to(&last)? };
     let excluded: BTreeMap<Gva, u32> =
         selection.excluded().filter_map(|process| Some((process.mm?, process.pid))).collect();
-    for page in pages {
-        let owner = owner(kernel, &page, &excluded);
+    let owners: Vec<Option<u32>> = pages.iter().map(|page| owner(kernel, page, &excluded)).collect();
+    // The search for pointers reads all of the kernel's memory: only if something depends on it.
+    let mut undecided = pages.iter().zip(&owners).filter(|(page, owner)| page.listed && owner.is_none());
+    let pointed = if undecided.any(|(page, _)| page.held == 1) {
+        let last = pages.iter().filter(|page| page.held == 1).map(|page| page.gfn);
+        kernel.frames_pointed_to(&last.collect())?
+    } else {
+        BTreeSet::new()
+    };
+    for (page, owner) in pages.into_iter().zip(owners) {
         let is_dead = page.held == 1 && ((page.listed && !pointed.contains(&page.gfn)) || owner.is_some());
         if !is_dead {
             *summary.kept_frames.entry(STAYS.to_owned()).or_default() += 1;
