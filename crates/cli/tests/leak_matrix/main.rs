@@ -30,6 +30,8 @@ const GRACE: Duration = Duration::from_millis(500);
 const DRIFT: u64 = 4;
 /// Places that are told of a leak.
 const PLACES: usize = 3;
+/// Guests in which a channel gets to show its control: what was freed, the guest may have used again by then.
+const TRIES: usize = 3;
 
 /// The cells of one channel on one kernel.
 #[derive(Default)]
@@ -42,6 +44,23 @@ struct Row {
     ended: (u64, u64),
     /// Every copy of 8 bytes or more that should not be there.
     leaks: Vec<String>,
+}
+
+impl Row {
+    /// The control that is not there, without which the row shows nothing.
+    fn lost(&self, channel: &Channel) -> Option<String> {
+        if self.missing.is_some() {
+            None
+        } else if self.live.0 == 0 {
+            Some("control: nothing was there to leak".to_owned())
+        } else if channel.not_ended.is_none() && self.ended.0 == 0 {
+            Some("control: the ended process left nothing".to_owned())
+        } else if !channel.freed && (self.kept.1 + DRIFT < self.kept.0 || self.kept.1 == 0) {
+            Some(format!("the bystander's data is gone: {}", cell(self.kept)))
+        } else {
+            None
+        }
+    }
 }
 
 /// Copies of the secrets of many labels.
@@ -155,8 +174,8 @@ fn instant(guest: &mut Guest, images: &Images, label: &str, leaks: &mut Vec<Stri
     unreachable!("the loop ends by itself")
 }
 
-/// One guest through the whole matrix. Gives the rows, and what is wrong with the restored guest.
-fn matrix(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
+/// Channels in one guest. Gives their rows, and what is wrong with the restored guest.
+fn play(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
     let options = GuestOptions::new(kernel)
         .memory_mib(768)
         .extra(&["-device", "VGA", "-serial", "null", "-serial", "null"]);
@@ -212,6 +231,28 @@ fn matrix(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
     (rows, sick)
 }
 
+/// The matrix of one kernel. A channel that has lost a control is played again in another guest.
+fn matrix(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
+    let (mut rows, mut sick) = play(kernel, channels);
+    for _ in 1..TRIES {
+        let lost: Vec<usize> = (0..rows.len()).filter(|i| rows[*i].lost(channels[*i]).is_some()).collect();
+        if lost.is_empty() {
+            break;
+        }
+        let again: Vec<&Channel> = lost.iter().map(|i| channels[*i]).collect();
+        for (channel, i) in again.iter().zip(&lost) {
+            println!("{kernel}: {}: once more: {}", channel.name, rows[*i].lost(channel).unwrap_or_default());
+        }
+        let (better, more) = play(kernel, &again);
+        sick.extend(more);
+        for (i, mut row) in lost.into_iter().zip(better) {
+            row.leaks.append(&mut rows[i].leaks);
+            rows[i] = row;
+        }
+    }
+    (rows, sick)
+}
+
 /// What is wrong with the restored guest.
 fn restored(options: &GuestOptions, image: &Path, excluded: &[(String, i32)]) -> Vec<String> {
     let mut guest = restore(options, image);
@@ -259,9 +300,9 @@ fn no_channel_leaks() {
     for kernel in &kernels {
         let (rows, sick) = matrix(kernel, &channels);
         wrong.extend(sick.into_iter().map(|problem| format!("{kernel}: the restored guest: {problem}")));
-        for (channel, row) in channels.iter().zip(rows) {
+        for (channel, row) in channels.iter().zip(&rows) {
             let name = channel.name.split('=').next().unwrap_or_default();
-            if let Some(reason) = row.missing {
+            if let Some(reason) = &row.missing {
                 not.push(format!("| {name} | {kernel} | both | {reason} |"));
                 continue;
             }
@@ -277,16 +318,7 @@ fn no_channel_leaks() {
             lines.push(format!("| {name} | {kernel} | {} | {ended} | {kept} |", cell(row.live)));
             println!("{}", lines.last().map_or("", String::as_str));
             let mut say = |what: &str| wrong.push(format!("{kernel}: {name}: {what}"));
-            if row.live.0 == 0 {
-                say("control: nothing was there to leak");
-            }
-            if channel.not_ended.is_none() && row.ended.0 == 0 {
-                say("control: the ended process left nothing");
-            }
-            if !channel.freed && (row.kept.1 + DRIFT < row.kept.0 || (row.kept.0 > 0 && row.kept.1 == 0)) {
-                say(&format!("the bystander's data is gone: {}", cell(row.kept)));
-            }
-            row.leaks.iter().for_each(|leak| say(leak));
+            row.lost(channel).iter().chain(&row.leaks).for_each(|problem| say(problem));
         }
     }
     not.extend(
