@@ -48,6 +48,7 @@ mod symbols;
 mod system_v;
 mod tasks;
 mod terminals;
+mod tree;
 mod view;
 mod vmas;
 mod xarray;

@@ -33,14 +33,12 @@ layout! {
         inode_list: offset("inode", &["i_sb_list"]),
         inode_operations: offset("inode", &["i_fop"]),
         inode_owner: offset("inode", &["i_uid.val"]),
-        tree: offset("mqueue_inode_info", &["msg_tree.rb_node"]),
+        tree: offset("mqueue_inode_info", &["msg_tree"]),
         waiting: offset("mqueue_inode_info", &["e_wait_q"]),
         wait_list: offset("ext_wait_queue", &["list"]),
         wait_message: offset("ext_wait_queue", &["msg"]),
         node: offset("posix_msg_tree_node", &["rb_node"]),
         node_messages: offset("posix_msg_tree_node", &["msg_list"]),
-        left: offset("rb_node", &["rb_left"]),
-        right: offset("rb_node", &["rb_right"]),
     }
 }
 
@@ -115,17 +113,10 @@ impl Kernel<'_> {
         let queue = Gva(inode.0.wrapping_sub(layout.inode));
         let mut budget = self.object_limit();
         let torn = |why| KernelError::Torn { what: WHAT, at: queue, why };
-        let mut todo = vec![self.pointer(queue.wrapping_add(layout.tree), WHAT)?];
-        while let Some(at) = todo.pop() {
-            if at.0 == 0 {
-                continue;
-            }
-            budget = budget.checked_sub(1).ok_or(torn("it has more priorities than there can be"))?;
+        self.for_each_in_tree(queue.wrapping_add(layout.tree), WHAT, &mut |at| {
             let node = Gva(at.0.wrapping_sub(layout.node));
-            self.message_list(node.wrapping_add(layout.node_messages), &mut budget, visit)?;
-            todo.push(self.pointer(at.wrapping_add(layout.left), WHAT)?);
-            todo.push(self.pointer(at.wrapping_add(layout.right), WHAT)?);
-        }
+            self.message_list(node.wrapping_add(layout.node_messages), &mut budget, visit)
+        })?;
         // The first list is of who waits to send, each with its message.
         let head = queue.wrapping_add(layout.waiting + layout.wait_list);
         self.for_each_in_list(head, WHAT, &mut |at| {

@@ -12,7 +12,7 @@ use crate::symbols::Symbols;
 use crate::{
     KernelError, batches, buddy, cgroup, cpus, files, fpu, frames, given_back, hugetlb, idle_stacks,
     irq_work, keys, log, maple, message_queues, page, page_cache, paths, pcp, pipes, screens, signal, skb,
-    slab, sockets, stacks, system_v, tasks, terminals, vmas, xarray,
+    slab, sockets, stacks, system_v, tasks, terminals, tree, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,7 @@ pub struct Profile {
     pub(crate) task: tasks::TaskLayout,
     pub(crate) terminal: terminals::TerminalLayout,
     pub(crate) xarray: xarray::XarrayLayout,
+    pub(crate) tree: tree::TreeLayout,
     pub(crate) tcp: sockets::TcpLayout,
     pub(crate) unix: sockets::UnixLayout,
     pub(crate) zone: buddy::ZoneLayout,
@@ -138,6 +139,7 @@ impl Profile {
             pcp: pcp::PcpLayout::compile(&btf)?,
             pipe: pipes::PipeLayout::compile(&btf)?,
             socket: sockets::SocketLayout::compile(&btf)?,
+            tree: tree::TreeLayout::compile(&btf)?,
             tcp: sockets::TcpLayout::compile(&btf)?,
             unix: sockets::UnixLayout::compile(&btf)?,
             sheaf: slab::SheafLayout::compile(&btf)?,

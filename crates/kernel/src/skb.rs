@@ -38,9 +38,6 @@ layout! {
         vector_page: offset("bio_vec", &["bv_page"]),
         vector_offset: number("bio_vec", &["bv_offset"]),
         vector_len: number("bio_vec", &["bv_len"]),
-        tree_root: offset("rb_root", &["rb_node"]),
-        tree_left: offset("rb_node", &["rb_left"]),
-        tree_right: offset("rb_node", &["rb_right"]),
     }
 }
 
@@ -186,19 +183,8 @@ impl Kernel<'_> {
         root: Gva,
         visit: &mut dyn FnMut(Gva) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
-        const WHAT: &str = "tree of packets";
-        let layout = &self.profile.packet;
-        let mut todo = vec![self.pointer(root.wrapping_add(layout.tree_root), WHAT)?];
-        for _ in 0..2 * CHAIN_LIMIT {
-            let Some(node) = todo.pop() else { return Ok(()) };
-            if node.0 == 0 {
-                continue;
-            }
-            todo.push(self.pointer(node.wrapping_add(layout.tree_left), WHAT)?);
-            todo.push(self.pointer(node.wrapping_add(layout.tree_right), WHAT)?);
-            visit(Gva(node.0.wrapping_sub(layout.tree_node)))?;
-        }
-        Err(KernelError::Torn { what: WHAT, at: root, why: "it does not end" })
+        let node = self.profile.packet.tree_node;
+        self.for_each_in_tree(root, "tree of packets", &mut |at| visit(Gva(at.0.wrapping_sub(node))))
     }
 }
 

@@ -16,11 +16,9 @@ use std::collections::BTreeSet;
 
 layout! {
     pub(crate) struct OrphanLayout {
-        tree: optional("anon_vma", &["rb_root.rb_root.rb_node"]),
+        tree: optional("anon_vma", &["rb_root.rb_root"]),
         chain_node: optional("anon_vma_chain", &["rb"]),
         chain_vma: optional("anon_vma_chain", &["vma"]),
-        left: optional("rb_node", &["rb_left"]),
-        right: optional("rb_node", &["rb_right"]),
         vma_mm: optional("vm_area_struct", &["vm_mm"]),
     }
 }
@@ -95,25 +93,21 @@ impl Kernel<'_> {
 
     /// The address spaces that have an area for the page. Empty if none has any more.
     pub fn spaces_of_unmapped(&self, page: &Unmapped) -> BTreeSet<Gva> {
-        self.areas_of(page).unwrap_or_default()
+        self.areas_of(page).ok().flatten().unwrap_or_default()
     }
 
-    fn areas_of(&self, page: &Unmapped) -> Option<BTreeSet<Gva>> {
-        let layout = &self.profile.orphan;
-        let (node, vma, mm) = (layout.chain_node?, layout.chain_vma?, layout.vma_mm?);
-        let children = [layout.left?, layout.right?];
-        let areas = &self.profile.mm;
-        let read = |at: Gva, offset: u64| self.pointer(at.wrapping_add(offset), WHAT).ok();
-        let mut todo = vec![read(page.anon_vma, layout.tree?)?];
-        let (mut spaces, mut seen) = (BTreeSet::new(), 0);
-        while let Some(at) = todo.pop() {
-            if at.0 == 0 {
-                continue;
-            }
-            seen += 1;
-            if seen > AREA_LIMIT {
-                return None;
-            }
+    fn areas_of(&self, page: &Unmapped) -> Result<Option<BTreeSet<Gva>>, KernelError> {
+        let (layout, areas) = (&self.profile.orphan, &self.profile.mm);
+        let (Some(tree), Some(node), Some(vma), Some(mm)) =
+            (layout.tree, layout.chain_node, layout.chain_vma, layout.vma_mm)
+        else {
+            return Ok(None);
+        };
+        let read = |at: Gva, offset: u64| self.pointer(at.wrapping_add(offset), WHAT);
+        let (mut spaces, mut left) = (BTreeSet::new(), AREA_LIMIT);
+        self.for_each_in_tree(page.anon_vma.wrapping_add(tree), WHAT, &mut |at| {
+            let torn = KernelError::Torn { what: WHAT, at, why: "there are too many to look at" };
+            left = left.checked_sub(1).ok_or(torn)?;
             let area = read(Gva(at.0.wrapping_sub(node)), vma)?;
             let (start, end) = (read(area, areas.start)?, read(area, areas.end)?);
             let first = read(area, areas.pgoff)?.0;
@@ -121,11 +115,9 @@ impl Kernel<'_> {
             if page.index.checked_sub(first).is_some_and(|i| i < pages) {
                 spaces.insert(read(area, mm)?);
             }
-            for child in children {
-                todo.push(read(at, child)?);
-            }
-        }
-        Some(spaces)
+            Ok(())
+        })?;
+        Ok(Some(spaces))
     }
 }
 
