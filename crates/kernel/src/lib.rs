@@ -58,7 +58,7 @@ pub use cpus::{Cpu, FpuOwner};
 pub use error::KernelError;
 pub use files::{FileKind, OpenFile};
 pub use fpu::FpuArea;
-pub use frames::{FrameKind, FrameOwner, FrameScan, Unmapped};
+pub use frames::{Census, FrameKind, FrameOwner, FrameScan, Unmapped};
 pub use irq_work::SignalWork;
 pub use keys::KeySet;
 pub use log::{Log, LogRecord};

@@ -140,6 +140,21 @@ impl Kernel<'_> {
         })
     }
 
+    /// The text of a message that its sender holds for as long as the queue has no room for it, if it is as long
+    /// as the sender told.
+    pub(crate) fn message_being_sent(
+        &self,
+        message: Gva,
+        told: u64,
+        visit: &mut dyn FnMut(Content),
+    ) -> Result<(), KernelError> {
+        let Some(layout) = &self.profile.messages.message else { return Ok(()) };
+        if self.number(message, layout.len, MESSAGE)? != told {
+            return Ok(());
+        }
+        self.message(message, &mut self.object_limit(), visit)
+    }
+
     /// The text of one message.
     fn message(
         &self,

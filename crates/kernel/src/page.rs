@@ -119,7 +119,7 @@ impl Raw {
         bytes.first_chunk().copied().map(Self)
     }
 
-    fn u64(&self, offset: u64) -> u64 {
+    pub(crate) fn u64(&self, offset: u64) -> u64 {
         u64::from(self.u32(offset)) | u64::from(self.u32(offset + 4)) << 32
     }
 

@@ -19,6 +19,7 @@ layout! {
         sp: offset("task_struct", &["thread.sp"]),
         regs_size: size("pt_regs"),
         first: offset("pt_regs", &["r15"]),
+        third: offset("pt_regs", &["dx"]),
         orig_ax: offset("pt_regs", &["orig_ax"]),
         ip: offset("pt_regs", &["ip"]),
         cs: offset("pt_regs", &["cs"]),
@@ -102,14 +103,26 @@ impl Kernel<'_> {
 
     /// The user registers saved at the top of a user thread's kernel stack.
     pub fn saved_registers(&self, stack: &Stack) -> Result<SavedRegisters, KernelError> {
+        let (layout, regs) = (&self.profile.stack, self.registers_on(stack)?);
+        let word = |offset| regs.wrapping_add(offset)..regs.wrapping_add(offset + 8);
+        let general = regs.wrapping_add(layout.first)..regs.wrapping_add(layout.orig_ax);
+        Ok(SavedRegisters { clear: [general, word(layout.ip), word(layout.user_sp)] })
+    }
+
+    /// The number of the system call that a user thread is in, and its third argument.
+    pub(crate) fn system_call(&self, stack: &Stack) -> Result<(u64, u64), KernelError> {
+        let (layout, regs) = (&self.profile.stack, self.registers_on(stack)?);
+        let word = |offset| self.u64(regs.wrapping_add(offset), WHAT);
+        Ok((word(layout.orig_ax)?, word(layout.third)?))
+    }
+
+    fn registers_on(&self, stack: &Stack) -> Result<Gva, KernelError> {
         let layout = &self.profile.stack;
         for pad in [0, 8, 16] {
             let regs = stack.base.wrapping_add(stack.size - pad - layout.regs_size);
             let cs = self.u16(regs.wrapping_add(layout.cs), WHAT)?;
             if USER_CS.contains(&cs) {
-                let word = |offset| regs.wrapping_add(offset)..regs.wrapping_add(offset + 8);
-                let general = regs.wrapping_add(layout.first)..regs.wrapping_add(layout.orig_ax);
-                return Ok(SavedRegisters { clear: [general, word(layout.ip), word(layout.user_sp)] });
+                return Ok(regs);
             }
         }
         Err(KernelError::Torn { what: WHAT, at: stack.base, why: "no user registers are saved at its top" })

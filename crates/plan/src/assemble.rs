@@ -5,7 +5,7 @@ use crate::frames::FrameSurvey;
 use crate::threads::{Edits, kept_fpus};
 use crate::vcpus::Vcpus;
 use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
-use crate::{idle_stacks, late, orphans};
+use crate::{idle_stacks, orphans};
 use elision_kernel::{Kernel, Process};
 use elision_memory::Gfn;
 use std::collections::BTreeSet;
@@ -60,7 +60,8 @@ pub fn plan(
     survey.survey_processes(selection, &mut summary)?;
     Channels::new(kernel, selection, &live, options, &mut edits, &mut survey)?.survey()?;
     survey.survey_free()?;
-    orphans::survey(kernel, selection, &mut survey.table, &mut summary)?;
+    let census = kernel.census()?;
+    orphans::survey(kernel, census.unmapped, selection, &mut survey.table, &mut summary)?;
     let unaccounted = std::mem::take(&mut survey.unaccounted);
     if !unaccounted.is_empty() && !options.best_effort {
         return Err(PlanError::Unaccounted(unaccounted));
@@ -70,7 +71,7 @@ pub fn plan(
     let mut plan = Plan {
         drops: survey.table.into_runs(&mut summary),
         edits: edits.into_sorted(),
-        late: late::frames(kernel),
+        late: census.slabs,
         summary,
     };
     // Kernel memory is not free: a plan that says so was misled by the guest. A process's page can be in

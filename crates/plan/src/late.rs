@@ -5,21 +5,7 @@
 
 use crate::threads::Edits;
 use crate::{Edit, PlanError, free_objects};
-use elision_kernel::{FrameKind, Kernel};
-use elision_memory::Gfn;
-use std::ops::Range;
-
-/// Frames that are to be looked at in the copy.
-pub(crate) fn frames(kernel: &Kernel<'_>) -> Vec<Range<Gfn>> {
-    let mut runs: Vec<Range<Gfn>> = Vec::new();
-    for (gfn, _) in kernel.scan_descriptors().frames().filter(|(_, kind)| *kind == FrameKind::Slab) {
-        match runs.last_mut() {
-            Some(run) if run.end == gfn => run.end = Gfn(gfn.0 + 1),
-            _ => runs.push(gfn..Gfn(gfn.0 + 1)),
-        }
-    }
-    runs
-}
+use elision_kernel::Kernel;
 
 /// Plans what is cleared in the late frames of a [`Plan`](crate::Plan). `copy` is the kernel in the copy that
 /// this plan led to.

@@ -17,14 +17,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const STAYS: &str = "private memory that no process maps and the kernel may still use";
 
-/// Drops them. Everything else must have been decided before.
+/// Drops those of `pages` that are to be dropped. Everything else must have been decided before.
 pub(crate) fn survey(
     kernel: &Kernel<'_>,
+    mut pages: Vec<Unmapped>,
     selection: &Selection,
     table: &mut FrameTable,
     summary: &mut PlanSummary,
 ) -> Result<(), PlanError> {
-    let mut pages = kernel.unmapped_anonymous()?;
     pages.retain(|page| !table.is_dropped(page.gfn) && !table.is_mapped(page.gfn));
     let excluded: BTreeMap<Gva, u32> =
         selection.excluded().filter_map(|process| Some((process.mm?, process.pid))).collect();

@@ -10,6 +10,7 @@
 //! A page table of a process is told from any other page by its descriptor only in part: upper levels
 //! have no mark in older kernels, so the tables themselves are walked.
 
+mod census;
 mod holders;
 mod kind;
 mod orphans;
@@ -17,6 +18,7 @@ mod owner;
 mod processes;
 mod scan;
 
+pub use census::Census;
 pub use kind::FrameKind;
 pub(crate) use orphans::OrphanLayout;
 pub use orphans::Unmapped;

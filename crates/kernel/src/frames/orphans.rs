@@ -9,10 +9,10 @@
 
 use super::FrameKind;
 use crate::layout::layout;
-use crate::page::PageKind;
+use crate::page::{PageKind, Raw};
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, Gva, PAGE_SIZE};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 layout! {
     pub(crate) struct OrphanLayout {
@@ -42,33 +42,26 @@ pub struct Unmapped {
 }
 
 impl Kernel<'_> {
-    /// Anonymous base pages in use that no page table leads to, without those of the swap cache and those
-    /// that are locked or being written, which somebody works on.
-    pub fn unmapped_anonymous(&self) -> Result<Vec<Unmapped>, KernelError> {
+    /// The frame as an unmapped page, if it is one. Pages of the swap cache are not, nor those that are locked
+    /// or being written, which somebody works on.
+    pub(super) fn unmapped(&self, gfn: Gfn, raw: &Raw, batched: &BTreeMap<Gfn, u32>) -> Option<Unmapped> {
         let layout = &self.profile.page;
-        let batched = self.batch_references()?;
-        let mut found = Vec::new();
-        self.for_each_descriptor(&mut |gfn, raw| {
-            let is_one = layout.kind(&raw) == PageKind::Anonymous
-                && layout.page_type(&raw).is_none()
-                && !layout.is_compound(&raw)
-                && !layout.is_busy(&raw);
-            let counts = layout.counts(&raw);
-            if !is_one || counts.mapped != UNMAPPED || counts.references == 0 {
-                return;
-            }
-            if self.head_of(gfn, &raw).is_ok_and(|head| head == gfn) {
-                let in_batches = batched.get(&gfn).copied().unwrap_or(0);
-                found.push(Unmapped {
-                    gfn,
-                    held: counts.references.saturating_sub(in_batches),
-                    listed: in_batches > 0 || layout.is_on_lru(&raw),
-                    anon_vma: layout.anon_vma(&raw),
-                    index: layout.index(&raw),
-                });
-            }
-        });
-        Ok(found)
+        let counts = layout.counts(raw);
+        let is_one = counts.mapped == UNMAPPED
+            && counts.references != 0
+            && layout.kind(raw) == PageKind::Anonymous
+            && layout.page_type(raw).is_none()
+            && !layout.is_compound(raw)
+            && !layout.is_busy(raw)
+            && self.head_of(gfn, raw).is_ok_and(|head| head == gfn);
+        let in_batches = batched.get(&gfn).copied().unwrap_or(0);
+        is_one.then(|| Unmapped {
+            gfn,
+            held: counts.references.saturating_sub(in_batches),
+            listed: in_batches > 0 || layout.is_on_lru(raw),
+            anon_vma: layout.anon_vma(raw),
+            index: layout.index(raw),
+        })
     }
 
     /// Which of these frames the kernel's memory points to, or to the frame before: data can go on from

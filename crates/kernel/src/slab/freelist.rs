@@ -3,7 +3,8 @@
 use super::cache::{Cache, Caches};
 use super::{Limits, Slab, WHAT};
 use crate::layout::layout;
-use crate::{Kernel, KernelError, le};
+use crate::page::{PageType, Raw};
+use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, Gpa, Gva};
 
 layout! {
@@ -18,10 +19,8 @@ layout! {
 }
 
 /// Gets the head page of a slab and its descriptor.
-type VisitSlab<'v> = dyn FnMut(Gfn, &[u8]) -> Result<(), KernelError> + 'v;
+type VisitSlab<'v> = dyn FnMut(Gfn, &Raw) -> Result<(), KernelError> + 'v;
 
-/// Descriptors are read in pieces of this size.
-const CHUNK: usize = 1 << 20;
 /// `inuse` in the counters; `objects` stands above it, with 15 bits.
 const IN_USE: u64 = 0xffff;
 const OBJECTS: u64 = 0x7fff;
@@ -32,46 +31,27 @@ fn decoded(cache: &Cache, holder: Gva, value: u64) -> Gva {
 }
 
 impl Kernel<'_> {
-    /// Calls `visit` with the head page of each slab and its descriptor.
+    /// Calls `visit` with the head page of each slab and its descriptor. The first error ends the walk.
     pub(super) fn for_each_slab(&self, visit: &mut VisitSlab<'_>) -> Result<(), KernelError> {
-        let page = &self.profile.page;
-        let size = usize::try_from(page.size).ok().filter(|size| (64..=CHUNK).contains(size));
-        let size = size.ok_or(KernelError::Incomplete("page descriptors"))?;
-        if page.slab_flag.is_none() && page.slab_type.is_none() {
+        let layout = &self.profile.page;
+        if layout.slab_flag.is_none() && layout.slab_type.is_none() {
             return Err(KernelError::Incomplete("mark of slab pages"));
         }
-        let head = page.compound_head.or(page.compound_info);
-        let in_chunk = (CHUNK / size) as u64;
-        let mut chunk = vec![0; CHUNK];
-        for region in self.ram.layout().regions() {
-            let (mut at, end) = (region.gpa.gfn().0, region.gpa.wrapping_add(region.len).gfn().0);
-            while at < end {
-                let next = (at / in_chunk + 1).saturating_mul(in_chunk).min(end);
-                let bytes = usize::try_from(next - at).unwrap_or(0).saturating_mul(size);
-                let Some(part) = chunk.get_mut(..bytes) else { break };
-                // Memory without descriptors is no memory to the kernel.
-                if self.read(self.page_of(Gfn(at)), part, WHAT).is_ok() {
-                    for (gfn, raw) in (at..next).zip(part.chunks_exact(size)) {
-                        let flags = word(raw, page.flags);
-                        let is_marked = page.slab_flag.is_some_and(|bit| bit < 64 && flags >> bit & 1 != 0)
-                            || page.slab_type.is_some_and(|ty| page_type(raw, page.mapcount) == Some(ty));
-                        let is_tail = head.is_some_and(|head| word(raw, head) & 1 != 0);
-                        if is_marked && !is_tail {
-                            visit(Gfn(gfn), raw)?;
-                        }
-                    }
-                }
-                at = next;
+        let mut result = Ok(());
+        self.for_each_descriptor(&mut |gfn, raw| {
+            let is_head = || self.head_of(gfn, &raw).is_ok_and(|head| head == gfn);
+            if result.is_ok() && layout.page_type(&raw) == Some(PageType::Slab) && is_head() {
+                result = visit(gfn, &raw);
             }
-        }
-        Ok(())
+        });
+        result
     }
 
     /// One slab, with its free objects put into `chain`. `None` for what only looks like one.
     pub(super) fn slab(
         &self,
         gfn: Gfn,
-        raw: &[u8],
+        raw: &Raw,
         caches: &mut Caches,
         limits: &mut Limits,
         chain: &mut Vec<(Gpa, Gva)>,
@@ -84,8 +64,8 @@ impl Kernel<'_> {
                 _ => return Err(KernelError::Incomplete("slabs of the kind that SLUB makes")),
             },
         };
-        let counters = word(raw, counters.unwrap_or(freelist.saturating_add(8)));
-        let (at, first, page) = (Gva(word(raw, cache)), Gva(word(raw, freelist)), self.page_of(gfn));
+        let counters = raw.u64(counters.unwrap_or(freelist.saturating_add(8)));
+        let (at, first, page) = (Gva(raw.u64(cache)), Gva(raw.u64(freelist)), self.page_of(gfn));
         let (in_use, objects) = (counters & IN_USE, counters >> 16 & OBJECTS);
         // Pages of KFENCE look like slabs of one object without a list.
         if at.0 == 0 || (first.0 == 0 && objects <= 1 && !caches.of_cpus.contains_key(&page)) {
@@ -138,15 +118,6 @@ impl Kernel<'_> {
         }
         Ok(found)
     }
-}
-
-fn word(raw: &[u8], offset: u64) -> u64 {
-    usize::try_from(offset).ok().and_then(|at| le::u64_at(raw, at)).unwrap_or(0)
-}
-
-/// Newer kernels keep the type above the page's count.
-fn page_type(raw: &[u8], offset: u64) -> Option<u64> {
-    usize::try_from(offset).ok().and_then(|at| le::u32_at(raw, at)).map(|word| u64::from(word >> 24))
 }
 
 #[cfg(test)]
