@@ -4,7 +4,7 @@
 
 mod support;
 
-use elision_testbed::{GuestOptions, Spawn, Status, counters, pages};
+use elision_testbed::{GuestOptions, Spawn, Status, counters, kernels, pages};
 use std::time::Duration;
 use support::{Images, end_limit, end_of, json, restore, save};
 
@@ -96,7 +96,7 @@ fn spinning_sleeping_blocked_and_with_64_threads() {
 
 #[test]
 fn two_hundred_processes_at_once() {
-    let kernels: &[&str] = if pages::in_full() { &["6.1", "6.12", "7"] } else { &["6.12"] };
+    let kernels: &[&str] = if pages::in_full() { &kernels::NAMES } else { &["6.12"] };
     let times = if pages::in_full() { 10 } else { 2 };
     let guests = kernels.iter().map(|kernel| {
         let name = format!("{kernel}, 2 vCPUs: 150 blocked, 50 sleeping for 10 ms");

@@ -1,4 +1,4 @@
-//! Every type of three real kernels, compared with what an independent parser reads.
+//! Every type of four real kernels, compared with what an independent parser reads.
 
 mod common;
 
@@ -16,6 +16,11 @@ const MEMBERS: [(&str, &str); 5] = [
     ("page", "_refcount.counter"),
     ("zone", "free_area[1].free_list[0].next"),
 ];
+
+#[test]
+fn types_of_5_10_equal_the_oracle() {
+    compare("5.10");
+}
 
 #[test]
 fn types_of_6_1_equal_the_oracle() {

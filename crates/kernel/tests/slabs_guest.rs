@@ -11,6 +11,11 @@ const FREED: [&str; 3] = ["freed-msg", "freed-unix", "freed-xattr"];
 const STOPS: u32 = 20;
 
 #[test]
+fn free_objects_of_5_10_are_free() -> Result<(), Error> {
+    look(&GuestOptions::new("5.10"))
+}
+
+#[test]
 fn free_objects_of_6_1_are_free() -> Result<(), Error> {
     look(&GuestOptions::new("6.1"))
 }

@@ -9,6 +9,11 @@ use elision_testbed::{Error, GuestOptions};
 use std::time::Instant;
 
 #[test]
+fn symbols_of_5_10_equal_the_guests_own() -> Result<(), Error> {
+    compare("5.10")
+}
+
+#[test]
 fn symbols_of_6_1_equal_the_guests_own() -> Result<(), Error> {
     compare("6.1")
 }

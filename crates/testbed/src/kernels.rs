@@ -19,10 +19,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Names of the kernels that every test of all kernels runs on, oldest first.
-pub const NAMES: [&str; 3] = ["6.1", "6.12", "7"];
-
-/// Names of older kernels, which tests must ask for.
-pub const OLDER: [&str; 1] = ["5.10"];
+pub const NAMES: [&str; 4] = ["5.10", "6.1", "6.12", "7"];
 
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
@@ -44,7 +41,7 @@ pub struct Kernel {
 
 /// The kernel called `name`, from the cache or else fetched.
 pub fn get(name: &str) -> Result<Kernel, Error> {
-    if !NAMES.contains(&name) && !OLDER.contains(&name) {
+    if !NAMES.contains(&name) {
         return Err(Error::UnknownKernel(name.to_owned()));
     }
     let kernels = paths::cache().join("kernels");

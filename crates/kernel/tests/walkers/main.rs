@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 const EVERYWHERE: &str = "heap,stack,thp,hugetlb,shm,memfd,tmpfs,file,cow,xmm,pipe-unread";
 
 #[test]
+fn walks_of_5_10_equal_what_the_guest_says() -> Result<(), Error> {
+    compare(&GuestOptions::new("5.10"), true, Some("5.10"))
+}
+
+#[test]
 fn walks_of_6_1_equal_what_the_guest_says() -> Result<(), Error> {
     compare(&GuestOptions::new("6.1"), true, Some("6.1"))
 }
