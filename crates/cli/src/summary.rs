@@ -93,6 +93,7 @@ fn edited(reason: EditReason) -> &'static str {
         EditReason::PageFragment => "used buffer pages, cleared",
         EditReason::ConnectionReset => "TCP connections, to end by reset",
         EditReason::IdleMapping => "idle kernel mappings, cleared",
+        EditReason::BpfMap => "BPF maps, cleared",
     }
 }
 

@@ -314,7 +314,7 @@ const DROP_REASONS: [DropReason; 8] = [
     DropReason::Orphan,
 ];
 
-const EDIT_REASONS: [EditReason; 18] = [
+const EDIT_REASONS: [EditReason; 19] = [
     EditReason::DeadStack,
     EditReason::UserRegisters,
     EditReason::FpuState,
@@ -333,6 +333,7 @@ const EDIT_REASONS: [EditReason; 18] = [
     EditReason::PageFragment,
     EditReason::ConnectionReset,
     EditReason::IdleMapping,
+    EditReason::BpfMap,
 ];
 
 /// The number in the file. A new reason needs its line here and in [`DROP_REASONS`].
@@ -370,5 +371,6 @@ fn edit_code(reason: EditReason) -> u8 {
         EditReason::PageFragment => 16,
         EditReason::ConnectionReset => 17,
         EditReason::IdleMapping => 18,
+        EditReason::BpfMap => 19,
     }
 }

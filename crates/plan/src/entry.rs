@@ -85,6 +85,8 @@ pub enum EditReason {
     ConnectionReset = 17,
     /// Memory of the kernel that is mapped and that nothing uses any more.
     IdleMapping = 18,
+    /// What a BPF map holds that only excluded processes have open.
+    BpfMap = 19,
 }
 
 /// What happens to the bytes of an edit.
