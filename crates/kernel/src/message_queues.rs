@@ -189,7 +189,7 @@ impl Kernel<'_> {
     }
 
     /// More small objects than the guest has room for.
-    fn object_limit(&self) -> u64 {
+    pub(crate) fn object_limit(&self) -> u64 {
         const SMALLEST: u64 = 32;
         self.ram().layout().frame_limit().0.saturating_mul(PAGE_SIZE as u64 / SMALLEST)
     }

@@ -3,12 +3,17 @@
 //! The process itself never sees the secret, so every copy that lives is the kernel's: a child that ends
 //! at once derives it and passes it on.
 
+mod aio;
+mod events;
 mod freed;
+mod io_uring;
 mod keys;
+mod lent;
 mod log;
 mod messages;
 mod orphans;
 mod pipes;
+mod signals;
 mod sockets;
 mod terminals;
 
@@ -52,6 +57,17 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("posix-mq", messages::posix),
     ("sysv-shm-detached", messages::detached),
     ("key-user", keys::user),
+    ("io-uring", io_uring::mapped),
+    ("io-uring-unmapped", io_uring::unmapped),
+    ("io-uring-requests", io_uring::requests),
+    ("aio-ring", aio::ring),
+    ("aio-requests", aio::requests),
+    ("epoll", events::epoll),
+    ("eventfd", events::numbers_unread),
+    ("inotify", events::inotify),
+    ("fanotify", events::fanotify),
+    ("signal-queued", signals::queued),
+    ("posix-timer", signals::timers),
     ("freed-msg", freed::messages),
     ("freed-unix", freed::datagrams),
     ("freed-xattr", freed::attributes),

@@ -70,8 +70,10 @@ struct Found {
 }
 
 impl Found {
-    fn count(&self, label: &str) -> u64 {
-        self.counts.get(label).copied().unwrap_or(0)
+    fn count(&self, channel: &Channel, label: &str) -> u64 {
+        let whole = || self.counts.get(label).copied().unwrap_or(0);
+        let pieces = || self.fragments.get(label).map_or(0, |(count, _)| *count);
+        if channel.pieces { pieces() } else { whole() }
     }
 
     /// Any part of a secret that is in an image in which it should not be.
@@ -153,7 +155,13 @@ fn wait(guest: &mut Guest, time: Duration) {
 
 /// What one process has just left: copies in RAM and in an elided image of the same instant. What is freed is soon
 /// used again, so the VM stands still from the one to the other.
-fn instant(guest: &mut Guest, images: &Images, label: &str, leaks: &mut Vec<String>) -> (u64, u64) {
+fn instant(
+    guest: &mut Guest,
+    images: &Images,
+    channel: &Channel,
+    label: &str,
+    leaks: &mut Vec<String>,
+) -> (u64, u64) {
     let labels = [label.to_owned()];
     let image = images.path(label);
     for attempt in 1.. {
@@ -165,7 +173,7 @@ fn instant(guest: &mut Guest, images: &Images, label: &str, leaks: &mut Vec<Stri
             let after = in_image(&image, &labels);
             leaks.extend(after.leak(label, &image));
             std::fs::remove_dir_all(&image).expect("the image");
-            return (before.count(label), after.count(label));
+            return (before.count(channel, label), after.count(channel, label));
         }
         // A VM that stands still cannot be looked at a little later, as one that runs would be.
         assert!(attempt < 20, "{label}: {}", words(&saved));
@@ -178,6 +186,7 @@ fn instant(guest: &mut Guest, images: &Images, label: &str, leaks: &mut Vec<Stri
 fn play(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
     let options = GuestOptions::new(kernel)
         .memory_mib(768)
+        .append("secretmem.enable=1")
         .extra(&["-device", "VGA", "-serial", "null", "-serial", "null"]);
     let mut guest = options.boot().expect("the guest boots");
     let images = Images::new();
@@ -205,8 +214,8 @@ fn play(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
     let (before, after) = (in_image(&plain, &labels), in_image(&elided, &labels));
     for (channel, row) in channels.iter().zip(&mut rows).filter(|(_, row)| row.missing.is_none()) {
         let [live, kept] = ["live", "kept"].map(|form| label(channel, form));
-        row.live = (before.count(&live), after.count(&live));
-        row.kept = (before.count(&kept), after.count(&kept));
+        row.live = (before.count(channel, &live), after.count(channel, &live));
+        row.kept = (before.count(channel, &kept), after.count(channel, &kept));
         row.leaks.extend(after.leak(&live, &elided));
         let mut gone = |form: &str, mode: &str, leaks: &mut Vec<String>| {
             let label = label(channel, form);
@@ -218,7 +227,7 @@ fn play(kernel: &str, channels: &[&Channel]) -> (Vec<Row>, Vec<String>) {
                 assert!(matches!(end, Status::Exited { code: 0, .. }), "{label}: {end:?}");
             }
             wait(&mut guest, GRACE);
-            instant(&mut guest, &images, &label, leaks)
+            instant(&mut guest, &images, channel, &label, leaks)
         };
         if channel.freed {
             row.live = gone("freed", "block", &mut row.leaks);

@@ -13,6 +13,7 @@
 mod cache;
 mod dead_tasks;
 mod freelist;
+mod in_use;
 mod sheaves;
 
 pub(crate) use cache::CacheLayout;

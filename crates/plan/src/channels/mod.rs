@@ -5,11 +5,16 @@
 //! shares with processes that stay is cleared as well: they read zeros where the excluded process's data
 //! would be. A new channel is a file and a line in [`CHANNELS`].
 
+mod aio;
+mod event_files;
+mod io_uring;
 mod kernel_log;
 mod keys;
 mod messages;
+mod notifications;
 mod packets_given_back;
 mod pipes;
+mod queued_signals;
 mod sockets;
 mod terminals;
 
@@ -18,7 +23,7 @@ use crate::threads::Edits;
 use crate::{EditReason, Options, Owner, PlanError, Selection};
 use elision_kernel::{Content, FileKind, Kernel, OpenFile, Process};
 use elision_memory::Gva;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Survey = fn(&mut Channels<'_, '_, '_>) -> Result<(), PlanError>;
 
@@ -32,6 +37,11 @@ const CHANNELS: &[(&str, Survey)] = &[
     ("terminals", terminals::survey),
     ("messages", messages::survey),
     ("keys", keys::survey),
+    ("io_uring", io_uring::survey),
+    ("aio", aio::survey),
+    ("event files", event_files::survey),
+    ("notifications", notifications::survey),
+    ("queued signals", queued_signals::survey),
 ];
 
 /// What a channel needs: where to look, and where to say what is to be cleared.
@@ -42,6 +52,8 @@ pub(crate) struct Channels<'s, 'a, 'k> {
     pub(crate) live: &'a [&'a Process],
     /// What the excluded processes have open, each file once, with one that has it open.
     pub(crate) files: Vec<(OpenFile, u32)>,
+    /// What the processes have open that stay, once it is asked for.
+    kept_files: Option<BTreeSet<Gva>>,
     pub(crate) options: Options,
     pub(crate) edits: &'s mut Edits<'a, 'k>,
     pub(crate) frames: &'s mut FrameSurvey<'a, 'k>,
@@ -66,7 +78,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         }
         let files = files.into_iter().map(|(file, pid)| Ok((kernel.open_file(file)?, pid)));
         let files = files.collect::<Result<_, PlanError>>()?;
-        Ok(Self { kernel, selection, live, files, options, edits, frames })
+        Ok(Self { kernel, selection, live, files, kept_files: None, options, edits, frames })
     }
 
     /// Surveys every channel.
@@ -82,6 +94,26 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
     /// Objects of one kind behind the excluded processes' files, each once, with a process that has it open.
     pub(crate) fn opened(&self, pick: impl Fn(FileKind) -> Option<Gva>) -> BTreeMap<Gva, u32> {
         self.files.iter().filter_map(|(file, pid)| Some((pick(file.kind)?, *pid))).collect()
+    }
+
+    /// Files of some kind that no process has open which stays, each with a process that has.
+    pub(crate) fn opened_alone(
+        &mut self,
+        is_wanted: impl Fn(&OpenFile) -> bool,
+    ) -> Result<Vec<(OpenFile, u32)>, PlanError> {
+        let mut files: Vec<_> = self.files.iter().filter(|(file, _)| is_wanted(file)).copied().collect();
+        if !files.is_empty() && self.kept_files.is_none() {
+            let mut kept = BTreeSet::new();
+            for process in self.selection.kept() {
+                self.kernel.for_each_file(process, &mut self.frames.slots_left, &mut |file| {
+                    kept.insert(file);
+                    Ok(())
+                })?;
+            }
+            self.kept_files = Some(kept);
+        }
+        files.retain(|(file, _)| !self.kept_files.as_ref().is_some_and(|kept| kept.contains(&file.file)));
+        Ok(files)
     }
 
     /// Clears parts of kernel memory, but no page that a process maps which stays.
