@@ -72,7 +72,7 @@ pub use profile::{Profile, ProfileCache};
 pub use pte::{Entry, Pte};
 pub use skb::Packets;
 pub use slab::FreeObject;
-pub use sockets::{Socket, TcpTable};
+pub use sockets::{Socket, TcpTable, UdpEnd};
 pub use stacks::{SavedRegisters, Stack};
 pub use system_v::{IpcUsers, MessageQueue, SharedSegment};
 pub use tasks::{Process, Thread};

@@ -8,11 +8,14 @@
 //!
 //! Headers stay: protocols look at them again when the payload is read. Fragments in the page cache, of files
 //! that were sent without a copy, are not the packet's own and are passed over.
+//!
+//! A fragment is a part of a compound page that lives as long as any of its fragments: around those in use stands
+//! what the freed ones held. A page whose every reference is a packet's that was looked at is theirs as a whole.
 
 use crate::layout::layout;
 use crate::{Content, Kernel, KernelError, PageKind};
-use elision_memory::{Gpa, Gva};
-use std::collections::BTreeSet;
+use elision_memory::{Gfn, Gpa, Gva};
+use std::collections::{BTreeMap, BTreeSet};
 
 layout! {
     pub(crate) struct PacketLayout {
@@ -34,6 +37,7 @@ layout! {
         part_page: optional("skb_frag", &["netmem", "bv_page"]),
         part_offset: number_opt("skb_frag", &["offset", "bv_offset"]),
         part_len: number_opt("skb_frag", &["len", "bv_len"]),
+        pool_mark: optional("page", &["pp_magic"]),
         vector_size: size("bio_vec"),
         vector_page: offset("bio_vec", &["bv_page"]),
         vector_offset: number("bio_vec", &["bv_offset"]),
@@ -52,9 +56,12 @@ const PART_BYTES: u64 = 1 << 26;
 const NO_HEADER: u64 = 0xffff;
 /// Users of the payload are counted in the low half of `dataref`.
 const USERS: u64 = 0xffff;
+/// `PP_SIGNATURE`: the bits that are the same on all kernels. Such a page counts its fragments elsewhere.
+const POOL_MARK: u64 = 0xdead_0000_0000_0040;
+const POOL_MARK_BITS: u64 = 0xffff_0000_0000_0040;
 
 impl Kernel<'_> {
-    /// What a packet holds, with those that hang on it. Each packet is looked at once: `seen` remembers.
+    /// What a packet holds, with those that hang on it. Each packet is visited once: `seen` remembers.
     ///
     /// A packet whose buffer has more than `users` is passed over, as copies for listeners are.
     pub fn packet_content(
@@ -67,7 +74,8 @@ impl Kernel<'_> {
         let layout = &self.profile.packet;
         let mut todo = vec![packet];
         while let Some(packet) = todo.pop() {
-            if !seen.enter(packet)? {
+            seen.count(packet)?;
+            if seen.packets.contains(&packet) {
                 continue;
             }
             let torn = |why| KernelError::Torn { what: WHAT, at: packet, why };
@@ -82,6 +90,7 @@ impl Kernel<'_> {
             if users.is_some_and(|users| others > users) {
                 continue;
             }
+            seen.packets.insert(packet);
             let mut headers = data.0.wrapping_sub(head.0);
             for member in [layout.mac, layout.network, layout.transport] {
                 let at = self.number(packet, member, WHAT)?;
@@ -91,7 +100,7 @@ impl Kernel<'_> {
             }
             visit(Content::Bytes(head..head.wrapping_add(headers)));
             visit(Content::Bytes(data..end));
-            self.packet_parts(end, visit)?;
+            self.packet_parts(end, seen, visit)?;
             let mut more = self.pointer(end.wrapping_add(layout.more), WHAT)?;
             while more.0 != 0 {
                 if todo.len() >= CHAIN_LIMIT {
@@ -104,7 +113,12 @@ impl Kernel<'_> {
         Ok(())
     }
 
-    fn packet_parts(&self, shared: Gva, visit: &mut dyn FnMut(Content)) -> Result<(), KernelError> {
+    fn packet_parts(
+        &self,
+        shared: Gva,
+        seen: &mut Packets,
+        visit: &mut dyn FnMut(Content),
+    ) -> Result<(), KernelError> {
         let layout = &self.profile.packet;
         let count = self.number(shared, layout.part_count, WHAT)?;
         if count > PART_LIMIT {
@@ -115,6 +129,7 @@ impl Kernel<'_> {
                 (Some(size), Some(page), Some(offset), Some(len)) => (size, page, offset, len),
                 _ => (layout.vector_size, layout.vector_page, layout.vector_offset, layout.vector_len),
             };
+        let is_new = seen.buffers.insert(shared);
         for i in 0..count {
             let part = shared.wrapping_add(layout.parts).wrapping_add(size * i);
             let page = self.pointer(part.wrapping_add(page), WHAT)?;
@@ -125,6 +140,9 @@ impl Kernel<'_> {
             if offset > PART_BYTES || len > PART_BYTES {
                 return Err(KernelError::Torn { what: WHAT, at: part, why: "a fragment is too large" });
             }
+            if let Some(gfn) = self.frame_of(page).filter(|_| is_new) {
+                *seen.pages.entry(self.page(gfn)?.head).or_default() += 1;
+            }
             for content in self.in_page(page, offset, len, WHAT)? {
                 let Content::Page { at, .. } = content else { continue };
                 if !self.is_cached(at)? {
@@ -133,6 +151,21 @@ impl Kernel<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The pages that only these packets refer to, as a whole.
+    pub fn pages_of_packets(&self, packets: &Packets) -> Result<Vec<Content>, KernelError> {
+        let mut content = Vec::new();
+        for (head, references) in &packets.pages {
+            let page = self.page(*head)?;
+            let mark = self.profile.packet.pool_mark;
+            let mark = mark.map_or(Ok(0), |at| self.u64(self.page_of(*head).wrapping_add(at), WHAT))?;
+            let is_theirs = u64::from(page.refcount) <= *references && page.kind == PageKind::Other;
+            if is_theirs && mark & POOL_MARK_BITS != POOL_MARK {
+                content.extend(self.compound_frames(*head)?.map(|gfn| Content::frame(Gfn(gfn))));
+            }
+        }
+        Ok(content)
     }
 
     /// Whether a page belongs to a file.
@@ -191,10 +224,14 @@ impl Kernel<'_> {
 /// More packets than one socket's memory has room for.
 pub(crate) const CHAIN_LIMIT: usize = 1 << 22;
 
-/// The packets that were looked at, and how many more there can be.
+/// The packets that were looked at, the pages that they refer to, and how many looks are left.
 #[derive(Debug)]
 pub struct Packets {
-    seen: BTreeSet<Gva>,
+    packets: BTreeSet<Gva>,
+    /// Clones share a buffer and its references.
+    buffers: BTreeSet<Gva>,
+    /// References to compound pages, by their first frames.
+    pages: BTreeMap<Gfn, u64>,
     left: u64,
 }
 
@@ -202,18 +239,15 @@ impl Packets {
     /// For a guest with room for `limit` packets.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        Self { seen: BTreeSet::new(), left: limit }
+        Self { packets: BTreeSet::new(), buffers: BTreeSet::new(), pages: BTreeMap::new(), left: limit }
     }
 
-    fn enter(&mut self, packet: Gva) -> Result<bool, KernelError> {
-        if !self.seen.insert(packet) {
-            return Ok(false);
-        }
+    fn count(&mut self, packet: Gva) -> Result<(), KernelError> {
         self.left = self.left.checked_sub(1).ok_or(KernelError::Torn {
             what: WHAT,
             at: packet,
             why: "there are more packets than the guest has room for",
         })?;
-        Ok(true)
+        Ok(())
     }
 }

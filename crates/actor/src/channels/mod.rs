@@ -11,6 +11,7 @@ mod keys;
 mod lent;
 mod log;
 mod messages;
+mod networks;
 mod orphans;
 mod pipes;
 mod signals;
@@ -46,6 +47,15 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("tcp-fragment", sockets::tcp_fragment),
     ("tcp-sent", sockets::tcp_sent),
     ("tcp-shared", sockets::tcp_shared),
+    ("udp-sent", sockets::udp_sent),
+    ("tcp6-unread", networks::tcp6),
+    ("udp6-unread", networks::udp6),
+    ("tcp-in-namespace", networks::namespace),
+    ("packet-unread", networks::packets),
+    ("packet-ring", networks::ring),
+    ("mptcp", networks::mptcp),
+    ("af-alg", networks::cryptography),
+    ("tls", networks::tls),
     ("netlink", sockets::netlink),
     ("socket-server", sockets::server),
     ("tty-pty-unread", terminals::pty_unread),

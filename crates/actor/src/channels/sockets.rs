@@ -34,12 +34,14 @@ pub(super) fn unix_stream_unread(scene: &mut Scene<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// The same, read by the child.
+/// The same in several buffers, read by the child: what is freed is soon used again.
 pub(super) fn unix_stream_read(scene: &mut Scene<'_>) -> io::Result<()> {
+    const BUFFERS: usize = 12;
     let (mut writer, mut reader) = UnixStream::pair()?;
     scene.whisper(|secret| {
-        writer.write_all(&secret.repeat(128))?;
-        reader.read_exact(&mut [0; 128 * SECRET_LEN])
+        let block = secret.repeat(128);
+        (0..BUFFERS).try_for_each(|_| writer.write_all(&block))?;
+        reader.read_exact(&mut [0; BUFFERS * 128 * SECRET_LEN])
     })?;
     hold_both(scene, (writer, reader));
     Ok(())
@@ -186,7 +188,8 @@ pub(super) fn tcp_backlog_accept(scene: &mut Scene<'_>) -> io::Result<()> {
 /// bytes go from memory that the child filled to the kernel, and the memory goes away.
 pub(super) fn tcp_fragment(scene: &mut Scene<'_>) -> io::Result<()> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-    const LEN: usize = 4096;
+    const COPIES: usize = 512;
+    const LEN: usize = COPIES * SECRET_LEN;
     let (mut from, mut to) = connection()?;
     // SAFETY: a new mapping that is used here alone and lives until the end of this function; the child
     // writes before it ends, this process only reads.
@@ -194,16 +197,16 @@ pub(super) fn tcp_fragment(scene: &mut Scene<'_>) -> io::Result<()> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let shared = mmap_anonymous(std::ptr::null_mut(), LEN, protection, MapFlags::SHARED)?;
         scene.whisper(|secret| {
-            std::slice::from_raw_parts_mut(shared.cast::<u8>(), SECRET_LEN).copy_from_slice(secret);
+            std::slice::from_raw_parts_mut(shared.cast::<u8>(), LEN).copy_from_slice(&secret.repeat(COPIES));
             Ok(())
         })?;
-        let sent = from.write_all(std::slice::from_raw_parts(shared.cast::<u8>(), SECRET_LEN));
+        let sent = from.write_all(std::slice::from_raw_parts(shared.cast::<u8>(), LEN));
         std::slice::from_raw_parts_mut(shared.cast::<u8>(), LEN).fill(0);
         munmap(shared, LEN)?;
         sent?;
     }
     let reading = to.try_clone()?;
-    scene.whisper(|_| (&reading).read_exact(&mut [0; SECRET_LEN]))?;
+    scene.whisper(|_| (&reading).read_exact(&mut [0; LEN]))?;
     to.flush()?;
     hold_both(scene, (from, to));
     Ok(())
@@ -234,7 +237,7 @@ pub(super) fn server(scene: &mut Scene<'_>) -> io::Result<()> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(DATAGRAM_SERVER, mode)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, SERVER))?;
-    scene.hold(datagrams);
+    hold_both(scene, (datagrams, UdpSocket::bind((Ipv4Addr::LOCALHOST, SERVER))?));
     std::thread::spawn(move || -> io::Result<()> {
         let (mut stream, _) = listener.accept()?;
         while !std::path::Path::new(GO).exists() {
@@ -261,6 +264,14 @@ pub(super) fn server(scene: &mut Scene<'_>) -> io::Result<()> {
 pub(super) fn unix_dgram_sent(scene: &mut Scene<'_>) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     scene.whisper(|secret| socket.send_to(&secret.repeat(8), DATAGRAM_SERVER).map(drop))?;
+    scene.hold(socket);
+    Ok(())
+}
+
+/// The same by UDP.
+pub(super) fn udp_sent(scene: &mut Scene<'_>) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    scene.whisper(|secret| socket.send_to(&secret.repeat(8), (Ipv4Addr::LOCALHOST, SERVER)).map(drop))?;
     scene.hold(socket);
     Ok(())
 }

@@ -53,12 +53,15 @@ pub(crate) const CHANNELS: &[Channel] = &[
     held("tcp-unread"),
     freed("tcp-read"),
     held("tcp-32k"),
-    alive(
-        "tcp-unsent",
-        "on 7.x 366 of 82,000 copies stay in a page that a packet of nobody known still holds; 0 on 6.1 and 6.12",
-    ),
+    held("tcp-unsent"),
     held("tcp-backlog-accept"),
     held("tcp-fragment"),
+    alive("udp-sent", "a datagram belongs to its receiver when its sender has ended"),
+    held("tcp6-unread"),
+    held("udp6-unread"),
+    held("tcp-in-namespace"),
+    held("packet-unread"),
+    held("packet-ring"),
     held("netlink"),
     held("tty-pty-unread"),
     held("tty-pty-output"),
@@ -89,7 +92,7 @@ pub(crate) const CHANNELS: &[Channel] = &[
 
 /// What is known to exist and is in no guest of the matrix.
 pub(crate) const NOT_EXERCISED: &[(&str, &str)] = &[
-    ("AF_ALG, kTLS", "modules that the guests do not have"),
+    ("AF_ALG, kTLS, MPTCP, vsock", "no walker: a process that has such a socket is not left out, but refused"),
     ("BPF maps, perf buffers", "no walker yet"),
     ("virtio and network card leftovers", "the guests have neither; their device state is opaque"),
     ("zram, zswap", "modules that the guests do not have"),

@@ -9,12 +9,19 @@
 //! sk_frag, task_struct.task_frag: a page from which what is sent takes its buffers, one after the other
 //! ```
 
+mod packet;
 mod tcp;
+mod udp;
 mod unix;
+mod unknown;
 
+pub(crate) use packet::PacketSocketLayout;
 pub(crate) use tcp::TcpLayout;
 pub use tcp::TcpTable;
+pub use udp::UdpEnd;
+pub(crate) use udp::UdpLayout;
 pub(crate) use unix::UnixLayout;
+pub(crate) use unknown::UpperLayout;
 
 use crate::layout::layout;
 use crate::skb::CHAIN_LIMIT;
@@ -144,7 +151,7 @@ impl Kernel<'_> {
         if let Some(tree) = layout.out_of_order.filter(|_| socket.is_tcp() && !socket.listens()) {
             self.packets_in_tree(at(tree), visit)?;
         }
-        if !socket.is_inet() || !UDP.contains(&socket.protocol) || socket.kind == RAW {
+        if !socket.is_udp() {
             return Ok(());
         }
         if let Some(queue) = layout.read_queue {

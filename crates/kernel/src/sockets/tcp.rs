@@ -126,7 +126,7 @@ impl Kernel<'_> {
         Ok(())
     }
 
-    fn pair(&self, socket: &Socket) -> Result<Pair, KernelError> {
+    pub(super) fn pair(&self, socket: &Socket) -> Result<Pair, KernelError> {
         let layout = &self.profile.tcp;
         let at = |offset| socket.at.wrapping_add(offset);
         let address = |v4: u64, v6: Option<u64>| {

@@ -21,7 +21,7 @@ mod terminals;
 use crate::frames::FrameSurvey;
 use crate::threads::Edits;
 use crate::{EditReason, Options, Owner, PlanError, Selection};
-use elision_kernel::{Content, FileKind, Kernel, OpenFile, Process};
+use elision_kernel::{Content, FileKind, Kernel, OpenFile, Packets, Process};
 use elision_memory::Gva;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +44,9 @@ const CHANNELS: &[(&str, Survey)] = &[
     ("queued signals", queued_signals::survey),
 ];
 
+/// A packet takes more than this of memory.
+const PACKETS_IN_FRAME: u64 = 16;
+
 /// What a channel needs: where to look, and where to say what is to be cleared.
 pub(crate) struct Channels<'s, 'a, 'k> {
     pub(crate) kernel: &'a Kernel<'k>,
@@ -54,6 +57,8 @@ pub(crate) struct Channels<'s, 'a, 'k> {
     pub(crate) files: Vec<(OpenFile, u32)>,
     /// What the processes have open that stay, once it is asked for.
     kept_files: Option<BTreeSet<Gva>>,
+    /// The packets that were cleared.
+    pub(crate) packets: Packets,
     pub(crate) options: Options,
     pub(crate) edits: &'s mut Edits<'a, 'k>,
     pub(crate) frames: &'s mut FrameSurvey<'a, 'k>,
@@ -78,7 +83,8 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         }
         let files = files.into_iter().map(|(file, pid)| Ok((kernel.open_file(file)?, pid)));
         let files = files.collect::<Result<_, PlanError>>()?;
-        Ok(Self { kernel, selection, live, files, kept_files: None, options, edits, frames })
+        let packets = Packets::new(kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME));
+        Ok(Self { kernel, selection, live, files, packets, kept_files: None, options, edits, frames })
     }
 
     /// Surveys every channel.

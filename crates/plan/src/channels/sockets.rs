@@ -1,38 +1,36 @@
 //! Sockets that an excluded process has open, and what it sent that waits elsewhere.
 //!
-//! Cleared are all queues of its sockets and of connections that it has not accepted, its messages in unix
-//! sockets of others, what the other end of a loopback TCP connection has not read, the names of its unix
-//! sockets, and the pages that what it sent was copied to. Its TCP connections end by a reset, so that no
-//! cleared byte goes over a wire.
+//! Cleared are all queues of its sockets and of connections that it has not accepted, the rings of its packet
+//! sockets, its messages in unix sockets of others, its datagrams in UDP sockets of others, what the other end
+//! of a loopback TCP connection has not read, the names of its unix sockets, and the pages that what it sent was
+//! copied to. Its TCP connections end by a reset, so that no cleared byte goes over a wire.
+//!
+//! A socket of a family that is not known is one more reason not to save.
 //!
 //! A file that is in a message on its way to or from an excluded process counts as opened by it; so this
 //! channel comes before those of other files.
 
 use super::Channels;
 use crate::{EditReason, PlanError};
-use elision_kernel::{FileKind, Kernel, KernelError, Packets, Socket, TcpTable};
+use elision_kernel::{FileKind, Kernel, KernelError, Socket, TcpTable, UdpEnd};
 use elision_memory::Gva;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Unix sockets in messages in sockets: deeper than kernels let them be.
 const DEPTH_LIMIT: u32 = 16;
-/// A packet takes more than this of memory.
-const PACKETS_IN_FRAME: u64 = 16;
 /// Slots of file tables in a frame.
 const SLOTS_IN_FRAME: u64 = 512;
-
-/// As many packets as the guest has room for.
-pub(super) fn packets(kernel: &Kernel<'_>) -> Packets {
-    Packets::new(kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME))
-}
 
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let mut sockets = Sockets::default();
     sockets.find(channels)?;
-    let mut packets = packets(channels.kernel);
     let mut connections = TcpTable::default();
     let kernel = channels.kernel;
     for (socket, pid) in &sockets.owned {
+        if let Some(kind) = kernel.unknown_socket(socket)? {
+            let what = format!("process {pid} has a socket of {kind}: what it holds is not known");
+            channels.frames.unaccounted.push(what);
+        }
         let mut waiting = Vec::new();
         kernel.for_each_packet(socket, &mut |packet| {
             waiting.push(packet);
@@ -47,17 +45,18 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
             }
         }
         for packet in waiting {
-            clear(channels, packet, socket.listens_in(), &mut packets, *pid)?;
+            clear(channels, packet, socket.listens_in(), *pid)?;
         }
         let name = kernel.unix_name(socket)?;
         channels.edits.zero(name, EditReason::Name, Some(*pid))?;
+        channels.clear(kernel.packet_rings(socket)?, EditReason::Socket, Some(*pid))?;
         channels.clear(kernel.socket_fragment(socket)?, EditReason::PageFragment, Some(*pid))?;
         for word in kernel.reset_edits(socket)? {
             channels.edits.write(&word, EditReason::ConnectionReset, Some(*pid))?;
         }
     }
     for (packet, pid) in &sockets.sent {
-        clear(channels, *packet, false, &mut packets, *pid)?;
+        clear(channels, *packet, false, *pid)?;
     }
     for process in channels.live {
         for thread in process.threads.iter().filter(|t| !t.dead) {
@@ -72,11 +71,11 @@ fn clear(
     channels: &mut Channels<'_, '_, '_>,
     packet: Gva,
     only_own: bool,
-    packets: &mut Packets,
     pid: u32,
 ) -> Result<(), PlanError> {
     let mut content = Vec::new();
-    channels.kernel.packet_content(packet, only_own.then_some(1), packets, &mut |part| content.push(part))?;
+    let (kernel, users) = (channels.kernel, only_own.then_some(1));
+    kernel.packet_content(packet, users, &mut channels.packets, &mut |part| content.push(part))?;
     channels.clear(content, EditReason::Socket, Some(pid))
 }
 
@@ -85,8 +84,10 @@ fn clear(
 struct Sockets {
     owned: Vec<(Socket, u32)>,
     known: BTreeSet<Gva>,
+    /// Where those of UDP send from.
+    ends: Vec<(UdpEnd, u32)>,
     files: BTreeSet<Gva>,
-    /// Messages in sockets of others.
+    /// Messages and datagrams in sockets of others.
     sent: BTreeMap<Gva, u32>,
 }
 
@@ -107,6 +108,7 @@ impl Sockets {
                 if self.known.insert(at) {
                     let socket = channels.kernel.socket(at)?;
                     self.owned.push((socket, pid));
+                    self.ends.extend(channels.kernel.udp_end(&socket)?.map(|end| (end, pid)));
                     self.follow(channels, &socket, pid, &mut todo, &mut others)?;
                 }
             }
@@ -154,8 +156,11 @@ impl Sockets {
         let others: Vec<_> = others.difference(&self.known).copied().collect();
         for other in others {
             let mut files = Vec::new();
-            kernel.for_each_received(&kernel.socket(other)?, &mut |packet| {
-                if let Some(pid) = owners.get(&kernel.packet_owner(packet)?) {
+            let socket = kernel.socket(other)?;
+            kernel.for_each_received(&socket, &mut |packet| {
+                if let Some(pid) = self.udp_sender(kernel, &socket, packet)? {
+                    self.sent.insert(packet, pid);
+                } else if let Some(pid) = owners.get(&kernel.packet_owner(packet)?) {
                     self.sent.insert(packet, *pid);
                     files.push((kernel.files_in_packet(packet)?, *pid));
                 }
@@ -166,6 +171,20 @@ impl Sockets {
             }
         }
         Ok(())
+    }
+
+    /// Who sent a datagram that waits in a UDP socket.
+    fn udp_sender(
+        &self,
+        kernel: &Kernel<'_>,
+        receiver: &Socket,
+        packet: Gva,
+    ) -> Result<Option<u32>, KernelError> {
+        if self.ends.is_empty() {
+            return Ok(None);
+        }
+        let Some(source) = kernel.udp_source(receiver, packet)? else { return Ok(None) };
+        Ok(self.ends.iter().find(|(end, _)| source.is_of(end)).map(|(_, pid)| *pid))
     }
 
     fn add_files(
@@ -189,7 +208,7 @@ impl Sockets {
     }
 }
 
-/// The unix sockets that processes have open which stay.
+/// The unix and UDP sockets that processes have open which stay.
 fn others(channels: &Channels<'_, '_, '_>) -> Result<BTreeSet<Gva>, PlanError> {
     let kernel = channels.kernel;
     let mut slots_left = kernel.ram().layout().frame_limit().0.saturating_mul(SLOTS_IN_FRAME);
@@ -202,7 +221,8 @@ fn others(channels: &Channels<'_, '_, '_>) -> Result<BTreeSet<Gva>, PlanError> {
     }
     for file in files {
         if let FileKind::Socket(socket) = kernel.open_file(file)?.kind {
-            if kernel.socket(socket)?.is_unix() {
+            let found = kernel.socket(socket)?;
+            if found.is_unix() || found.is_udp() {
                 sockets.insert(socket);
             }
         }

@@ -1,0 +1,67 @@
+//! Sockets of which not everything is known that they hold.
+//!
+//! ```text
+//! sock_common.skc_family, sock.sk_protocol       families and protocols that keep data in structures of their own,
+//!                                                most of them of a module
+//! inet_connection_sock: icsk_ulp_ops -> name     TCP below TLS and the like: keys, and records in the making
+//! ```
+
+use super::{INET, INET6, RAW, Socket, TCP, UDP, UNIX, WHAT};
+use crate::layout::layout;
+use crate::{Kernel, KernelError};
+
+layout! {
+    pub(crate) struct UpperLayout {
+        upper: optional("inet_connection_sock", &["icsk_ulp_ops"]),
+        name: optional("tcp_ulp_ops", &["name"]),
+    }
+}
+
+const NETLINK: u64 = 16;
+const PACKET: u64 = 17;
+/// Its data is in memory of its process.
+const XDP: u64 = 44;
+const ICMP: [u64; 2] = [1, 58];
+const FAMILIES: [(u64, &str); 8] = [
+    (15, "key management"),
+    (21, "RDS"),
+    (29, "CAN"),
+    (30, "TIPC"),
+    (31, "Bluetooth"),
+    (38, "the kernel's cryptography (AF_ALG)"),
+    (40, "vsock"),
+    (43, "SMC"),
+];
+const PROTOCOLS: [(u64, &str); 3] = [(132, "SCTP"), (262, "MPTCP"), (256, "SMC")];
+/// `TCP_ULP_NAME_MAX`.
+const NAME_LIMIT: usize = 16;
+
+impl Kernel<'_> {
+    /// What a socket is of whose data not everything is known; `None` if all of it is.
+    pub fn unknown_socket(&self, socket: &Socket) -> Result<Option<String>, KernelError> {
+        let name = |names: &[(u64, &str)], number: u64, what: &str| {
+            let known = names.iter().find(|(n, _)| *n == number);
+            Some(known.map_or_else(|| format!("{what} {number}"), |(_, name)| (*name).to_owned()))
+        };
+        Ok(match (socket.family, socket.protocol) {
+            (UNIX | NETLINK | PACKET | XDP, _) => None,
+            (INET | INET6, _) if socket.kind == RAW => None,
+            (INET | INET6, TCP) => self.upper_protocol(socket)?,
+            (INET | INET6, protocol) if UDP.contains(&protocol) || ICMP.contains(&protocol) => None,
+            (INET | INET6, protocol) => name(&PROTOCOLS, protocol, "protocol"),
+            (family, _) => name(&FAMILIES, family, "family"),
+        })
+    }
+
+    /// What stands between a TCP socket and its process, such as `tls`.
+    fn upper_protocol(&self, socket: &Socket) -> Result<Option<String>, KernelError> {
+        let layout = &self.profile.upper;
+        let (Some(upper), Some(name)) = (layout.upper, layout.name) else { return Ok(None) };
+        let upper = self.pointer(socket.at.wrapping_add(upper), WHAT)?;
+        if upper.0 == 0 {
+            return Ok(None);
+        }
+        let name = self.string(upper.wrapping_add(name), NAME_LIMIT, WHAT)?;
+        Ok(Some(format!("TCP with {} in the kernel", name.escape_debug())))
+    }
+}
