@@ -10,7 +10,9 @@ pub mod kallsyms;
 
 mod aio;
 mod batches;
+mod bpf_maps;
 mod buddy;
+mod calls;
 mod cgroup;
 mod content;
 #[cfg(test)]
@@ -34,16 +36,19 @@ mod locate;
 mod log;
 mod maple;
 mod message_queues;
+mod names;
 mod notifications;
 mod page;
 mod page_cache;
 mod paths;
 mod pcp;
+mod perf;
 mod pipes;
 mod profile;
 mod pte;
 mod queued_signals;
 mod screens;
+mod secret_memory;
 mod signal;
 mod skb;
 mod slab;
@@ -58,6 +63,7 @@ mod view;
 mod vmas;
 mod xarray;
 
+pub use calls::{Call, CallCopy};
 pub use content::Content;
 pub use cpus::{Cpu, FpuOwner};
 pub use error::KernelError;

@@ -140,16 +140,22 @@ impl Kernel<'_> {
         })
     }
 
-    /// The text of a message that its sender holds for as long as the queue has no room for it, if it is as long
-    /// as the sender told.
+    /// The text of a message that its sender holds for as long as the queue has no room for it: in an object that
+    /// goes up to `end`, if that is as large as such a message's, and the message as long as its sender `told`.
     pub(crate) fn message_being_sent(
         &self,
         message: Gva,
+        end: Gva,
         told: u64,
         visit: &mut dyn FnMut(Content),
     ) -> Result<(), KernelError> {
         let Some(layout) = &self.profile.messages.message else { return Ok(()) };
-        if self.number(message, layout.len, MESSAGE)? != told {
+        let first = (PAGE_SIZE as u64).saturating_sub(layout.text);
+        let is_there = message.wrapping_add(layout.text.saturating_add(told.min(first))) <= end;
+        if told == 0 || !is_there || self.number(message, layout.len, MESSAGE)? != told {
+            return Ok(());
+        }
+        if (told > first) != (self.pointer(message.wrapping_add(layout.next), MESSAGE)?.0 != 0) {
             return Ok(());
         }
         self.message(message, &mut self.object_limit(), visit)

@@ -10,6 +10,7 @@ use elision_memory::{Gfn, Gva};
 layout! {
     pub(crate) struct PageCacheLayout {
         head: offset("address_space", &["i_pages.xa_head"]),
+        operations: offset("address_space", &["a_ops"]),
     }
 }
 

@@ -10,10 +10,10 @@ use crate::kallsyms::Kallsyms;
 use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
-    KernelError, aio, batches, buddy, cgroup, cpus, event_files, files, fpu, frames, given_back, hugetlb,
-    idle_stacks, io_uring, irq_work, keys, log, maple, message_queues, notifications, page, page_cache,
-    paths, pcp, pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, system_v, tasks,
-    terminals, tree, vmas, xarray,
+    KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, cpus, event_files, files, fpu, frames,
+    given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple, message_queues, names,
+    notifications, page, page_cache, paths, pcp, perf, pipes, queued_signals, screens, signal, skb, slab,
+    sockets, stacks, system_v, tasks, terminals, tree, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,8 @@ pub struct Profile {
     pub(crate) symbols: Symbols,
     pub(crate) aio: Option<aio::AioLayout>,
     pub(crate) batches: batches::BatchLayout,
+    pub(crate) bpf: bpf_maps::BpfLayout,
+    pub(crate) call: calls::CallLayout,
     pub(crate) cgroup: cgroup::CgroupLayout,
     pub(crate) cpu: cpus::CpuLayout,
     pub(crate) event_file: event_files::EventFileLayout,
@@ -51,6 +53,7 @@ pub struct Profile {
     pub(crate) maple: maple::MapleLayout,
     pub(crate) messages: message_queues::MessageLayouts,
     pub(crate) mm: vmas::MmLayout,
+    pub(crate) name: names::NameLayout,
     pub(crate) packet: skb::PacketLayout,
     pub(crate) orphan: frames::OrphanLayout,
     pub(crate) namespace: system_v::NamespaceLayout,
@@ -59,6 +62,7 @@ pub struct Profile {
     pub(crate) page_cache: page_cache::PageCacheLayout,
     pub(crate) path: paths::PathLayout,
     pub(crate) pcp: pcp::PcpLayout,
+    pub(crate) perf: perf::PerfLayout,
     pub(crate) pipe: pipes::PipeLayout,
     pub(crate) queued_signal: queued_signals::QueuedSignalLayout,
     pub(crate) sheaf: slab::SheafLayout,
@@ -126,6 +130,8 @@ impl Profile {
             symbols,
             aio: aio::AioLayout::find(&btf)?,
             batches: batches::BatchLayout::compile(&btf)?,
+            bpf: bpf_maps::BpfLayout::compile(&btf)?,
+            call: calls::CallLayout::compile(&btf)?,
             cgroup: cgroup::CgroupLayout::compile(&btf)?,
             cpu: cpus::CpuLayout::compile(&btf)?,
             event_file: event_files::EventFileLayout::compile(&btf)?,
@@ -142,6 +148,7 @@ impl Profile {
             maple: maple::MapleLayout::compile(&btf)?,
             messages: message_queues::MessageLayouts::compile(&btf)?,
             mm: vmas::MmLayout::compile(&btf)?,
+            name: names::NameLayout::compile(&btf)?,
             packet: skb::PacketLayout::compile(&btf)?,
             orphan: frames::OrphanLayout::compile(&btf)?,
             namespace: system_v::NamespaceLayout::compile(&btf)?,
@@ -150,6 +157,7 @@ impl Profile {
             page_cache: page_cache::PageCacheLayout::compile(&btf)?,
             path: paths::PathLayout::compile(&btf)?,
             pcp: pcp::PcpLayout::compile(&btf)?,
+            perf: perf::PerfLayout::compile(&btf)?,
             pipe: pipes::PipeLayout::compile(&btf)?,
             socket: sockets::SocketLayout::compile(&btf)?,
             tree: tree::TreeLayout::compile(&btf)?,

@@ -20,6 +20,7 @@ layout! {
         regs_size: size("pt_regs"),
         first: offset("pt_regs", &["r15"]),
         third: offset("pt_regs", &["dx"]),
+        sixth: offset("pt_regs", &["r9"]),
         orig_ax: offset("pt_regs", &["orig_ax"]),
         ip: offset("pt_regs", &["ip"]),
         cs: offset("pt_regs", &["cs"]),
@@ -109,11 +110,11 @@ impl Kernel<'_> {
         Ok(SavedRegisters { clear: [general, word(layout.ip), word(layout.user_sp)] })
     }
 
-    /// The number of the system call that a user thread is in, and its third argument.
-    pub(crate) fn system_call(&self, stack: &Stack) -> Result<(u64, u64), KernelError> {
+    /// The number of the system call that a user thread is in, and its third and sixth arguments.
+    pub(crate) fn system_call(&self, stack: &Stack) -> Result<[u64; 3], KernelError> {
         let (layout, regs) = (&self.profile.stack, self.registers_on(stack)?);
         let word = |offset| self.u64(regs.wrapping_add(offset), WHAT);
-        Ok((word(layout.orig_ax)?, word(layout.third)?))
+        Ok([word(layout.orig_ax)?, word(layout.third)?, word(layout.sixth)?])
     }
 
     fn registers_on(&self, stack: &Stack) -> Result<Gva, KernelError> {

@@ -255,6 +255,13 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         })
     }
 
+    /// The files that a process maps.
+    pub(crate) fn mapped_files(&mut self, process: &Process) -> Result<BTreeSet<Gva>, PlanError> {
+        let Some(addr) = process.mm.filter(|_| !process.kernel_thread) else { return Ok(BTreeSet::new()) };
+        let areas = self.areas(self.kernel.mm(addr)?)?;
+        Ok(areas.into_iter().filter_map(|area| area.file).collect())
+    }
+
     fn areas(&mut self, mm: Mm) -> Result<Vec<Vma>, PlanError> {
         let vmas = self.kernel.vmas(mm)?;
         let torn =
@@ -292,9 +299,10 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         hugetlb: bool,
     ) -> Result<(), PlanError> {
         let (frames, evicted) = self.kernel.cached_frames(mapping, &mut self.cached_left)?;
+        let is_whole = hugetlb || self.kernel.is_secret_memory(mapping)?;
         for gfn in frames {
-            let is_shmem = self.kernel.page(gfn)?.kind == PageKind::SharedMemory;
-            if (is_shmem || hugetlb) && !self.table.is_kept(gfn) {
+            let is_shmem = is_whole || self.kernel.page(gfn)?.kind == PageKind::SharedMemory;
+            if is_shmem && !self.table.is_kept(gfn) {
                 self.table.set_owner(gfn, pid);
                 let reason = if hugetlb { DropReason::HugeTlb } else { DropReason::SharedMemory };
                 self.table.drop_frame(gfn, reason);

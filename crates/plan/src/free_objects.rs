@@ -1,6 +1,7 @@
 //! Objects that the kernel has freed: nobody's, cleared in every image like free memory.
 //!
-//! So are the registers of tasks that have ended and wait for their last release.
+//! So are the registers of tasks that have ended and wait for their last release, and names of files that are not
+//! there.
 //!
 //! What stays: the pointers between them, and objects on whose content the kernel relies (caches with a
 //! constructor, objects that readers under RCU may still look at, and all under `slub_debug`).
@@ -27,6 +28,11 @@ pub(crate) fn clear(edits: &mut Edits<'_, '_>) -> Result<(), PlanError> {
         }
     })?;
     push(edits, &run);
+    let mut names = Vec::new();
+    kernel.names_of_nobody(&mut |name| names.push(name))?;
+    for name in names {
+        edits.zero(name, EditReason::Name, None)?;
+    }
     let mut ended = Vec::new();
     kernel.dead_fpu_areas(&mut |area| ended.push(area))?;
     for area in ended {

@@ -4,6 +4,8 @@
 //! at once derives it and passes it on.
 
 mod aio;
+mod bpf_maps;
+mod calls;
 mod events;
 mod freed;
 mod io_uring;
@@ -11,9 +13,12 @@ mod keys;
 mod lent;
 mod log;
 mod messages;
+mod names;
 mod networks;
 mod orphans;
+mod perf;
 mod pipes;
+mod secret_memory;
 mod signals;
 mod sockets;
 mod terminals;
@@ -67,6 +72,10 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("posix-mq", messages::posix),
     ("sysv-shm-detached", messages::detached),
     ("key-user", keys::user),
+    ("call-open", calls::open),
+    ("call-msgsnd", calls::send_message),
+    ("call-send", calls::send_datagram),
+    ("call-connect", calls::connect),
     ("io-uring", io_uring::mapped),
     ("io-uring-unmapped", io_uring::unmapped),
     ("io-uring-requests", io_uring::requests),
@@ -78,6 +87,15 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("fanotify", events::fanotify),
     ("signal-queued", signals::queued),
     ("posix-timer", signals::timers),
+    ("name-deleted", names::deleted),
+    ("name-negative", names::negative),
+    ("bpf-array", bpf_maps::array),
+    ("bpf-cpus", bpf_maps::of_cpus),
+    ("bpf-hash", bpf_maps::hashes),
+    ("bpf-queue", bpf_maps::queue),
+    ("perf-records", perf::mapped),
+    ("secretmem", secret_memory::mapped),
+    ("secretmem-open", secret_memory::open),
     ("freed-msg", freed::messages),
     ("freed-unix", freed::datagrams),
     ("freed-xattr", freed::attributes),

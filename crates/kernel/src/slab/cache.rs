@@ -112,7 +112,7 @@ impl Kernel<'_> {
         Ok(Caches { known: BTreeMap::new(), listed, of_cpus })
     }
 
-    fn slab_cache(&self, at: Gva) -> Result<Cache, KernelError> {
+    pub(super) fn slab_cache(&self, at: Gva) -> Result<Cache, KernelError> {
         let layout = &self.profile.slab_cache;
         let torn = |why| KernelError::Torn { what: "slab cache", at, why };
         let (Some(link), Some(shape)) = (layout.link, layout.shape) else {

@@ -14,6 +14,7 @@ mod cache;
 mod dead_tasks;
 mod freelist;
 mod in_use;
+mod object;
 mod sheaves;
 
 pub(crate) use cache::CacheLayout;

@@ -6,15 +6,20 @@
 //! would be. A new channel is a file and a line in [`CHANNELS`].
 
 mod aio;
+mod bpf_maps;
+mod calls;
 mod event_files;
 mod io_uring;
 mod kernel_log;
 mod keys;
 mod messages;
+mod names;
 mod notifications;
 mod packets_given_back;
+mod perf;
 mod pipes;
 mod queued_signals;
+mod secret_memory;
 mod sockets;
 mod terminals;
 
@@ -32,11 +37,16 @@ const CHANNELS: &[(&str, Survey)] = &[
     ("kernel log", kernel_log::survey),
     // Before the channels of other files: sockets carry files in messages.
     ("sockets", sockets::survey),
+    ("calls", calls::survey),
     ("packets given back", packets_given_back::survey),
     ("pipes", pipes::survey),
     ("terminals", terminals::survey),
     ("messages", messages::survey),
     ("keys", keys::survey),
+    ("names", names::survey),
+    ("BPF maps", bpf_maps::survey),
+    ("perf events", perf::survey),
+    ("secret memory", secret_memory::survey),
     ("io_uring", io_uring::survey),
     ("aio", aio::survey),
     ("event files", event_files::survey),
@@ -84,7 +94,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         let files = files.into_iter().map(|(file, pid)| Ok((kernel.open_file(file)?, pid)));
         let files = files.collect::<Result<_, PlanError>>()?;
         let packets = Packets::new(kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME));
-        Ok(Self { kernel, selection, live, files, packets, kept_files: None, options, edits, frames })
+        Ok(Self { kernel, selection, live, files, kept_files: None, packets, options, edits, frames })
     }
 
     /// Surveys every channel.
