@@ -3,6 +3,7 @@
 use super::Scene;
 use elision_actor::secret::SECRET_LEN;
 use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
+use rustix::process::{Resource, Rlimit};
 use std::io;
 
 const MAP_CREATE: libc::c_int = 0;
@@ -62,6 +63,8 @@ pub(super) fn queue(scene: &mut Scene<'_>) -> io::Result<()> {
 }
 
 fn map(scene: &mut Scene<'_>, kind: u32, key_size: usize, flags: u32) -> io::Result<()> {
+    // Older kernels count maps as locked memory.
+    rustix::process::setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None })?;
     let size = |len: usize| u32::try_from(len).map_err(io::Error::other);
     let shape = Shape { kind, key_size: size(key_size)?, value_size: size(VALUE)?, entries: ENTRIES, flags };
     let map = bpf(MAP_CREATE, &shape)?;
