@@ -6,6 +6,7 @@ use common::{Machine, wait_until};
 use elision_qemu::{DeviceState, Vm};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 fn stopped_state(vm: &mut Vm) -> DeviceState {
     vm.stop().unwrap();
@@ -18,10 +19,10 @@ fn stopped_state(vm: &mut Vm) -> DeviceState {
 fn keys_read_by_the_guest_stay_in_the_ring_until_they_are_cleared() {
     let m = Machine::start("pc.ram", 64, &["-M", "q35"]);
     let mut vm = Vm::attach(&m.qmp()).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(700)); // SeaBIOS sets the keyboard up
+    std::thread::sleep(Duration::from_millis(700)); // SeaBIOS sets the keyboard up
     for key in ["s", "e", "c", "r", "e", "t"] {
         vm.qmp().human(&format!("sendkey {key} 1")).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
     let mut state = stopped_state(&mut vm);
     let ring = |state: &DeviceState| state.field("ps2kbd", 0, "parent_obj/queue.data").unwrap().to_vec();
@@ -46,7 +47,7 @@ fn serial_bytes_read_by_the_guest_stay_in_the_fifo_until_they_are_cleared() {
     peer.write_all(b"PASSWORD").unwrap();
     let line_status = |vm: &mut Vm| vm.qmp().human("i/1b 0x3fd").unwrap();
     wait_until("a byte in the FIFO", || line_status(&mut vm).trim().ends_with("0x61"));
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(100));
     for byte in ["0x50", "0x41", "0x53"] {
         let read = vm.qmp().human("i/1b 0x3f8").unwrap();
         assert!(read.trim().ends_with(byte), "{read}");
@@ -63,7 +64,7 @@ fn serial_bytes_read_by_the_guest_stay_in_the_fifo_until_they_are_cleared() {
 fn the_screen_of_the_firmware_is_blanked() {
     let m = Machine::start("pc.ram", 64, &["-vga", "std"]);
     let mut vm = Vm::attach(&m.qmp()).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    std::thread::sleep(Duration::from_millis(700));
     let mut state = stopped_state(&mut vm);
     let text = |state: &DeviceState| {
         let mut out = vec![];
@@ -88,4 +89,26 @@ fn vector_registers_of_every_vcpu_can_be_cleared() {
         assert_eq!(state.field("cpu", vcpu, "env.mxcsr"), Some(&[0, 0, 0x1f, 0x80][..]));
         assert!(state.clear_general_registers(vcpu).is_err(), "firmware runs in real mode");
     }
+}
+
+#[test]
+fn packets_that_a_network_card_sent_stay_in_it_until_they_are_cleared() {
+    let options = ["-M", "q35", "-netdev", "user,id=n,restrict=on", "-device", "e1000,netdev=n,bootindex=0"];
+    let m = Machine::start("pc.ram", 64, &options);
+    let mut vm = Vm::attach(&m.qmp()).unwrap();
+    // The firmware asks for an address as it boots from the network.
+    let asked = |state: &DeviceState| {
+        let (card, _) = state.sections().find(|(name, _)| name.ends_with("/e1000")).expect("a card");
+        let sent = state.field(card, 0, "tx.data").expect("what it sent");
+        sent.windows(9).any(|w| w == b"PXEClient")
+    };
+    let begin = Instant::now();
+    let mut state = stopped_state(&mut vm);
+    while !asked(&state) {
+        assert!(begin.elapsed() < Duration::from_secs(120), "the control: the card has sent nothing");
+        std::thread::sleep(Duration::from_millis(500));
+        state = stopped_state(&mut vm);
+    }
+    assert!(state.clear_network().nonzero >= 100);
+    assert!(!asked(&state));
 }

@@ -1,4 +1,4 @@
-//! What is cleared in the device state: vCPU registers, keyboard and serial leftovers, the screen.
+//! What is cleared in the device state: vCPU registers, keyboard, serial and network leftovers, the screen.
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -16,6 +16,8 @@ pub(super) struct Devices {
     pub(super) general_registers: usize,
     /// Bytes of keyboard, mouse and serial leftovers that held something.
     pub(super) input_bytes: usize,
+    /// Bytes of sent packets that network cards held.
+    pub(super) network_bytes: usize,
     /// Pages of video memory that held something and were blanked.
     pub(super) video_pages: usize,
 }
@@ -48,6 +50,7 @@ pub(super) fn redact(
         }
     }
     done.input_bytes = state.clear_keyboard().nonzero + state.clear_serial().nonzero;
+    done.network_bytes = state.clear_network().nonzero;
     let blank = match policy.save.video() {
         Video::Keep => false,
         Video::Blank => true,

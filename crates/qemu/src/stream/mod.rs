@@ -30,6 +30,7 @@ mod devices;
 mod header;
 mod interrupt;
 mod keyboard;
+mod network;
 mod ram;
 mod reader;
 mod registers;

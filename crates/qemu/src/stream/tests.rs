@@ -270,6 +270,30 @@ fn input_that_was_read_is_cleared_and_input_that_waits_stays() {
 }
 
 #[test]
+fn packets_that_were_sent_are_cleared_and_one_in_the_making_stays() {
+    let cards = |size: u16, position: u32| {
+        let header = field("tx.header", &[SECRET; 16]);
+        let e1000 = [field("tx.size", &size.to_be_bytes()), header, field("tx.data", &[SECRET; 64])];
+        let pcnet = [field("xmit_pos", &be32(position)), field("buffer", &[SECRET; 64])];
+        let bytes = StreamBuilder::head(&[])
+            .ram(&[(MAIN, 0x1000)], false, &[])
+            .device("0000:00:02.0/e1000", 0, &e1000, None)
+            .device("0000:00:03.0/pcnet", 0, &[nested("state", &pcnet)], None)
+            .finish();
+        let mut state = read(&bytes).unwrap();
+        let cleared = state.clear_network();
+        let kept = |section, path| state.field(section, 0, path).unwrap().iter().filter(|b| **b != 0).count();
+        let header = kept("0000:00:02.0/e1000", "tx.header");
+        let data = [kept("0000:00:02.0/e1000", "tx.data"), kept("0000:00:03.0/pcnet", "state/buffer")];
+        assert_eq!(cleared.nonzero, 16 + 64 + 64 - header - data[0] - data[1]);
+        (header, data)
+    };
+    assert_eq!(cards(0, u32::MAX), (0, [0, 0]));
+    assert_eq!(cards(14, 20), (16, [14, 20]));
+    assert_eq!(cards(u16::MAX, 65), (16, [64, 64]), "a hostile size stays inside");
+}
+
+#[test]
 fn the_screen_is_blanked_and_firmware_stays() {
     let mut state = read(&machine(&[], false, 0)).unwrap();
     let blanked = state.blank_video();
