@@ -8,8 +8,8 @@
 //!           pt_regs: orig_ax, dx, r9              which call it is
 //! ```
 //! A word on a stack may be stale. So a name or a message counts only if it is an object of the right kind at
-//! that place, and who asks must see that no other thread's stack leads to it. A long name is an object of its
-//! own, beside the `filename`: which of the two comes from `names_cache` differs.
+//! that place, and who asks must see that it is not free and that no other thread's stack leads to it. A long name
+//! is an object of its own, beside the `filename`: which of the two comes from `names_cache` differs.
 
 use crate::layout::layout;
 use crate::tasks::Thread;
@@ -103,7 +103,7 @@ impl Kernel<'_> {
         if call.live.contains(&at) {
             return Ok(self.address_on_stack(call, at)?.map(CallCopy::Name));
         }
-        let Some(object) = self.slab_object(at)? else { return Ok(None) };
+        let Some(object) = self.slab_object(at) else { return Ok(None) };
         let cache = self.cache_name(object.cache)?;
         if PACKETS.contains(&cache.as_str()) {
             return Ok(Some(CallCopy::Packet { packet: at, socket: self.packet_owner(at)? }));
@@ -143,7 +143,7 @@ impl Kernel<'_> {
         if name == short {
             return Ok(is_named.then_some(Content::Bytes(short..end)));
         }
-        let Some(long) = self.slab_object(name)? else { return Ok(None) };
+        let Some(long) = self.slab_object(name) else { return Ok(None) };
         let is_long = is_named || self.cache_name(long.cache)? == NAMES;
         let has_room = long.end.0 - long.start.0 >= PAGE_SIZE as u64; // PATH_MAX
         Ok((is_long && has_room).then_some(Content::Bytes(long.start..long.end)))

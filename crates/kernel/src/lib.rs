@@ -42,6 +42,7 @@ mod page;
 mod page_cache;
 mod paths;
 mod pcp;
+mod per_cpu_memory;
 mod perf;
 mod pipes;
 mod profile;

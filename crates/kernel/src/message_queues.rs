@@ -158,6 +158,12 @@ impl Kernel<'_> {
         if (told > first) != (self.pointer(message.wrapping_add(layout.next), MESSAGE)?.0 != 0) {
             return Ok(());
         }
+        // One that is in a queue was sent, by whomever.
+        let links = message.wrapping_add(layout.list);
+        let next = self.pointer(links, MESSAGE)?;
+        if self.pointer(next.wrapping_add(8), MESSAGE).is_ok_and(|back| back == links) {
+            return Ok(());
+        }
         self.message(message, &mut self.object_limit(), visit)
     }
 

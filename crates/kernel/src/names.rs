@@ -21,6 +21,7 @@ layout! {
         lock: number("dentry", &["d_lockref.lock"]),
         holders: number("dentry", &["d_lockref.count"]),
         built_in: offset("dentry", &["d_iname", "d_shortname"]),
+        operations: offset("dentry", &["d_op"]),
         users: number("external_name", &["u.count", "count"]),
         text: offset("external_name", &["name"]),
     }
@@ -73,14 +74,14 @@ impl Kernel<'_> {
 
     /// The name where it stands in the dentry itself.
     fn name_in_dentry(&self, dentry: Gva) -> Result<Option<Range<Gva>>, KernelError> {
-        let path = &self.profile.path;
+        let (path, layout) = (&self.profile.path, &self.profile.name);
         let name = self.pointer(dentry.wrapping_add(path.name), WHAT)?;
-        let len = self.u32(dentry.wrapping_add(path.name_len), WHAT)?;
-        let is_here =
-            name == dentry.wrapping_add(self.profile.name.built_in) && (1..=NAME_LIMIT).contains(&len);
-        let end = name.wrapping_add(u64::from(len));
-        let is_here = is_here && self.slab_object(dentry)?.is_some_and(|object| end <= object.end);
-        Ok(is_here.then_some(name..end))
+        let len = u64::from(self.u32(dentry.wrapping_add(path.name_len), WHAT)?);
+        // Which of the two comes next differs.
+        let behind = [layout.operations, layout.lock.offset].into_iter().filter(|at| *at > layout.built_in);
+        let room = behind.min().map_or(0, |next| next - layout.built_in);
+        let is_here = name == dentry.wrapping_add(layout.built_in) && (1..=room).contains(&len);
+        Ok(is_here.then(|| name..name.wrapping_add(len)))
     }
 
     /// The name of a dentry, wherever it stands, unless others have the same.
@@ -92,7 +93,7 @@ impl Kernel<'_> {
         let name = self.pointer(dentry.wrapping_add(path.name), WHAT)?;
         let len = self.u32(dentry.wrapping_add(path.name_len), WHAT)?;
         let holder = Gva(name.0.wrapping_sub(layout.text));
-        let Some(object) = self.slab_object(holder)? else { return Ok(None) };
+        let Some(object) = self.slab_object(holder) else { return Ok(None) };
         let end = name.wrapping_add(u64::from(len));
         let is_own = len <= NAME_LIMIT && end <= object.end && self.number(holder, layout.users, WHAT)? == 1;
         Ok(is_own.then_some(name..end))

@@ -12,8 +12,8 @@ use crate::symbols::Symbols;
 use crate::{
     KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, cpus, event_files, files, fpu, frames,
     given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple, message_queues, names,
-    notifications, page, page_cache, paths, pcp, perf, pipes, queued_signals, screens, signal, skb, slab,
-    sockets, stacks, system_v, tasks, terminals, tree, vmas, xarray,
+    notifications, page, page_cache, paths, pcp, per_cpu_memory, perf, pipes, queued_signals, screens,
+    signal, skb, slab, sockets, stacks, system_v, tasks, terminals, tree, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,7 @@ pub struct Profile {
     pub(crate) page_cache: page_cache::PageCacheLayout,
     pub(crate) path: paths::PathLayout,
     pub(crate) pcp: pcp::PcpLayout,
+    pub(crate) per_cpu_memory: per_cpu_memory::PerCpuLayout,
     pub(crate) perf: perf::PerfLayout,
     pub(crate) pipe: pipes::PipeLayout,
     pub(crate) queued_signal: queued_signals::QueuedSignalLayout,
@@ -157,6 +158,7 @@ impl Profile {
             page_cache: page_cache::PageCacheLayout::compile(&btf)?,
             path: paths::PathLayout::compile(&btf)?,
             pcp: pcp::PcpLayout::compile(&btf)?,
+            per_cpu_memory: per_cpu_memory::PerCpuLayout::compile(&btf)?,
             perf: perf::PerfLayout::compile(&btf)?,
             pipe: pipes::PipeLayout::compile(&btf)?,
             socket: sockets::SocketLayout::compile(&btf)?,

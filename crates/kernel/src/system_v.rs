@@ -5,6 +5,7 @@
 //!                                ids[2].ipcs_idr -> shmid_kernel: shm_file; shm_cprid, shm_lprid: who made it and
 //!                                                                 who attached or detached it last
 //! ```
+//! Semaphores (`ids[0]`) and what a process would undo of them are numbers of 16 bits: they are not looked at.
 
 use crate::btf::{Btf, BtfError};
 use crate::layout::layout;

@@ -93,7 +93,7 @@ pub(crate) const CHANNELS: &[Channel] = &[
     held("name-deleted"),
     freed("name-negative"),
     held("bpf-array"),
-    alive("bpf-cpus", "per-CPU memory that was freed keeps what stood there, and is not cleared yet"),
+    held("bpf-cpus"),
     held("bpf-hash"),
     held("bpf-queue"),
     held("perf-records"),

@@ -27,7 +27,10 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
     if copies.is_empty() {
         return Ok(());
     }
-    // A word on a stack may be left over from an earlier call: what others may use as well stays.
+    // A word on a stack may be left over from an earlier call: what is free or what others may use as well stays.
+    kernel.free_objects(&mut |object| {
+        copies.remove(&object.at);
+    })?;
     for thread in channels.selection.kept().flat_map(|p| &p.threads).filter(|t| !t.dead) {
         for at in kernel.stack_words(thread)? {
             copies.remove(&at);

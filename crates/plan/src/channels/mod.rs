@@ -16,6 +16,7 @@ mod messages;
 mod names;
 mod notifications;
 mod packets_given_back;
+mod per_cpu_memory;
 mod perf;
 mod pipes;
 mod queued_signals;
@@ -45,6 +46,7 @@ const CHANNELS: &[(&str, Survey)] = &[
     ("keys", keys::survey),
     ("names", names::survey),
     ("BPF maps", bpf_maps::survey),
+    ("per-CPU memory", per_cpu_memory::survey),
     ("perf events", perf::survey),
     ("secret memory", secret_memory::survey),
     ("io_uring", io_uring::survey),
