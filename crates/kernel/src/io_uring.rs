@@ -176,6 +176,16 @@ impl Kernel<'_> {
         })
     }
 
+    /// Where that stands in the objects of a slab cache, if they are requests. Readers of a request that was freed
+    /// do not look at it.
+    pub(crate) fn io_request_data_in(&self, cache: Gva) -> Result<Option<(u64, u64)>, KernelError> {
+        let (Some(layout), Some(requests)) = (&self.profile.io_uring, self.symbol("req_cachep")) else {
+            return Ok(None);
+        };
+        let data = layout.request_data;
+        Ok((self.pointer(requests, WHAT)? == cache).then_some((data, data.saturating_add(USER_DATA))))
+    }
+
     /// The whole pages behind `len` bytes that the kernel shares with a process, and the rest of the block that
     /// they were taken from: the process may have mapped all of it.
     fn shared_pages(&self, at: Gva, len: u64) -> Result<Range<Gva>, KernelError> {

@@ -8,7 +8,7 @@ use std::mem::zeroed;
 /// A signal that queues.
 const SIGNAL: libc::c_int = 40;
 /// Signals in the queue.
-const COUNT: usize = 16;
+const COUNT: usize = 128;
 /// The fields of a signal follow its number, error and code.
 const FIELDS: usize = 16;
 

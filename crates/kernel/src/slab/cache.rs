@@ -61,6 +61,8 @@ pub(super) struct Cache {
     pub(super) order: u32,
     /// Why the content of free objects must stay.
     pub(super) kept: Option<&'static str>,
+    /// Where in it stands what only its user reads, if the rest is kept for readers: start and end.
+    pub(super) private: Option<(u64, u64)>,
 }
 
 /// The caches met so far, and the slabs that CPUs allocate from with what is left of them.
@@ -137,6 +139,7 @@ impl Kernel<'_> {
                 .map_or(known, |bit| u32::try_from(bit).map_or(0, |bit| 1_u64.checked_shl(bit).unwrap_or(0)));
             flags & mask != 0
         };
+        let mut private = None;
         let kept = if has(layout.poison, POISON)
             || has(layout.red_zone, RED_ZONE)
             || has(layout.checked, CHECKED)
@@ -146,11 +149,12 @@ impl Kernel<'_> {
         } else if constructor.0 != 0 {
             Some("a constructor has prepared it")
         } else if has(layout.by_rcu, BY_RCU) {
+            private = self.io_request_data_in(at)?.filter(|(_, end)| *end <= object_size);
             Some("readers may still look at it")
         } else {
             None
         };
         let order = u32::try_from(order).unwrap_or(0);
-        Ok(Cache { size, object_size, link, pad, random, order, kept })
+        Ok(Cache { size, object_size, link, pad, random, order, kept, private })
     }
 }

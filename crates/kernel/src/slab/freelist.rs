@@ -126,8 +126,16 @@ mod tests {
 
     #[test]
     fn pointers_are_mixed_with_their_place() {
-        let mut cache =
-            Cache { size: 64, object_size: 64, link: 32, pad: 0, random: None, order: 0, kept: None };
+        let mut cache = Cache {
+            size: 64,
+            object_size: 64,
+            link: 32,
+            pad: 0,
+            random: None,
+            order: 0,
+            kept: None,
+            private: None,
+        };
         let (holder, next) = (Gva(0xffff_8880_0123_4020), Gva(0xffff_8880_0123_4040));
         assert_eq!(decoded(&cache, holder, next.0), next);
         cache.random = Some(0x1122_3344_5566_7788);
@@ -137,7 +145,16 @@ mod tests {
 
     #[test]
     fn objects_stand_at_their_places_only() {
-        let cache = Cache { size: 64, object_size: 40, link: 24, pad: 8, random: None, order: 0, kept: None };
+        let cache = Cache {
+            size: 64,
+            object_size: 40,
+            link: 24,
+            pad: 8,
+            random: None,
+            order: 0,
+            kept: None,
+            private: None,
+        };
         let fits = |gpa| cache.fits(Gpa(0x1000), Gpa(0x1000 + 3 * 64), Gpa(gpa));
         assert!(fits(0x1008) && fits(0x1048) && fits(0x1088));
         assert!(!fits(0x1000) && !fits(0x1010) && !fits(0x10c8) && !fits(0xfc8));

@@ -47,17 +47,19 @@ pub struct FreeObject {
     pub link: Option<u64>,
     /// Why the kernel relies on what stands in it, if it does.
     pub kept: Option<&'static str>,
+    /// Where in it stands what only its user read, if the rest is kept: start and end.
+    pub private: Option<(u64, u64)>,
 }
 
 impl FreeObject {
     /// The bytes that mean nothing to the kernel: what stands before the link and behind it.
     #[must_use]
     pub fn content(&self) -> [Range<Gpa>; 2] {
-        let end = self.gpa.wrapping_add(if self.kept.is_some() { 0 } else { self.size });
-        let at = |offset: u64| self.gpa.wrapping_add(offset).min(end);
-        let (link, behind) =
-            self.link.map_or((self.size, self.size), |link| (link, link.saturating_add(LINK)));
-        [self.gpa..at(link), at(behind)..end]
+        let (start, end) =
+            if self.kept.is_some() { self.private.unwrap_or_default() } else { (0, self.size) };
+        let at = |offset: u64| self.gpa.wrapping_add(offset.clamp(start, end));
+        let (link, behind) = self.link.map_or((end, end), |link| (link, link.saturating_add(LINK)));
+        [at(start)..at(link), at(behind)..at(end)]
     }
 }
 
@@ -131,7 +133,7 @@ impl Cache {
     /// An object of this cache; `listed` if it holds a pointer to the next.
     fn free_object(&self, at: Gva, gpa: Gpa, listed: bool) -> FreeObject {
         let link = Some(self.link).filter(|_| listed);
-        FreeObject { at, gpa, size: self.object_size, link, kept: self.kept }
+        FreeObject { at, gpa, size: self.object_size, link, kept: self.kept, private: self.private }
     }
 
     /// Whether an object of this cache begins at `gpa` in a slab that begins at `start`.
