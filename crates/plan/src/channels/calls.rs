@@ -18,8 +18,10 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         for thread in process.threads.iter().filter(|t| !t.dead && !t.on_cpu) {
             let Some(call) = kernel.call_of(thread)? else { continue };
             for at in &call.words {
-                if let Some(copy) = kernel.call_copy(&call, *at)? {
-                    copies.insert(*at, (copy, process.pid));
+                match kernel.call_copy(&call, *at)? {
+                    Some(CallCopy::Packet { socket, .. }) if !sockets.contains(&socket) => {}
+                    Some(copy) => drop(copies.insert(*at, (copy, process.pid))),
+                    None => {}
                 }
             }
         }
@@ -40,12 +42,11 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         let (content, reason) = match copy {
             CallCopy::Name(name) => (vec![name], EditReason::Name),
             CallCopy::Message(text) => (text, EditReason::Message),
-            CallCopy::Packet { packet, socket } if sockets.contains(&socket) => {
+            CallCopy::Packet { packet, .. } => {
                 let mut content = Vec::new();
                 kernel.packet_content(packet, None, &mut channels.packets, &mut |part| content.push(part))?;
                 (content, EditReason::Socket)
             }
-            CallCopy::Packet { .. } => continue,
         };
         channels.clear(content, reason, Some(pid))?;
     }
