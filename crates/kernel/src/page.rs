@@ -37,6 +37,7 @@ layout! {
         unaccepted_type: enumerator("PGTY_unaccepted"),
         large_kmalloc_type: enumerator("PGTY_large_kmalloc"),
         charge: optional("page", &["memcg_data"]),
+        owner: optional("page", &["mem_cgroup"]),
         index: offset("page", &["index", "__folio_index"]),
     }
 }
@@ -89,6 +90,8 @@ pub(crate) enum PageType {
 const OLD_TYPES: u32 = 0xf000_0000;
 const OLD_TYPE_BITS: [(u32, PageType); 4] =
     [(0x80, PageType::Buddy), (0x100, PageType::Offline), (0x200, PageType::Table), (0x400, PageType::Guard)];
+/// Up to 5.10 a bit before those of tables and guards told that a page is charged to a cgroup.
+const FIRST_BEHIND_CHARGED: u32 = 0x200;
 /// Types of kernels that number them.
 const NEW_TYPES: std::ops::Range<u64> = 0xf0..0xff;
 /// Bits of the word that tells the cgroup: a list of object owners, and kernel memory.
@@ -150,7 +153,8 @@ impl PageLayout {
         }
         let word = raw.u32(self.mapcount);
         if self.slab_type.is_none() {
-            let is = |bit: u32| word & (OLD_TYPES | bit) == OLD_TYPES;
+            let moved = |bit: u32| bit << u32::from(self.owner.is_some() && bit >= FIRST_BEHIND_CHARGED);
+            let is = |bit: u32| word & (OLD_TYPES | moved(bit)) == OLD_TYPES;
             return OLD_TYPE_BITS.iter().find(|(bit, _)| is(*bit)).map(|(_, page_type)| *page_type);
         }
         // Newer kernels keep the type above the page's count.
