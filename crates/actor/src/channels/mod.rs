@@ -58,6 +58,7 @@ const CHANNELS: &[(&str, Stage)] = &[
     ("tcp-in-namespace", networks::namespace),
     ("packet-unread", networks::packets),
     ("packet-ring", networks::ring),
+    ("mptcp-backlog-accept", networks::mptcp_backlog),
     ("mptcp", networks::mptcp),
     ("af-alg", networks::cryptography),
     ("tls", networks::tls),

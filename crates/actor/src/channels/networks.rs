@@ -4,7 +4,7 @@
 use super::Scene;
 use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 
 const LOOPBACK: i32 = 1;
 /// Blocks of a ring, one page each, with two frames.
@@ -67,6 +67,18 @@ pub(super) fn namespace(scene: &mut Scene<'_>) -> io::Result<()> {
     // SAFETY: `request` is an `ifreq`, as this request wants.
     checked(unsafe { libc::ioctl(by.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
     tcp_unread(scene, (Ipv4Addr::LOCALHOST, 0).into())
+}
+
+/// Data in a connection that nobody has accepted, at a socket of MPTCP.
+pub(super) fn mptcp_backlog(scene: &mut Scene<'_>) -> io::Result<()> {
+    let to = socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    rustix::net::bind(&to, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+    rustix::net::listen(&to, 8)?;
+    let listener = TcpListener::from(to);
+    let address = listener.local_addr()?;
+    scene.whisper(|secret| TcpStream::connect(address)?.write_all(&secret.repeat(64)))?;
+    scene.hold(listener);
+    Ok(())
 }
 
 /// A protocol that no other process of the guest uses.

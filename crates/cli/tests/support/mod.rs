@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod modules;
 pub(crate) mod swap;
 
 use elision_qemu::Qmp;

@@ -1,22 +1,11 @@
-//! Swap in a guest: on a loop device, whose module comes over the guest's serial port.
+//! Swap in a guest: on a loop device.
 
-use super::sh;
-use elision_testbed::{Guest, GuestOptions, modules};
-use std::process::Command;
-
-/// Output of a program on the host.
-fn host(command: &mut Command) -> String {
-    let output = command.output().expect("a program");
-    assert!(output.status.success(), "{command:?}");
-    String::from_utf8(output.stdout).expect("text")
-}
+use super::{modules, sh};
+use elision_testbed::{Guest, GuestOptions};
 
 /// Gives the guest 64 MiB of swap, and groups with a limit of memory.
 pub(crate) fn turn_on(guest: &mut Guest, options: &GuestOptions) {
-    let kernel = options.kernel().expect("a kernel");
-    let module = modules::get(&kernel, "loop").expect("its loop module");
-    let packed = host(Command::new("sh").args(["-c", "gzip -9c \"$0\" | base64 -w 0"]).arg(&module));
-    sh(guest, &format!("echo {packed} | base64 -d | gunzip > /tmp/loop.ko && insmod /tmp/loop.ko"));
+    modules::load(guest, options, "loop");
     sh(guest, "dd if=/dev/zero of=/tmp/swap bs=1M count=64 && losetup /dev/loop0 /tmp/swap");
     sh(guest, "mkswap /dev/loop0 && swapon /dev/loop0");
     sh(guest, "echo +memory > /sys/fs/cgroup/cgroup.subtree_control");

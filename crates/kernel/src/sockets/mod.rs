@@ -170,7 +170,7 @@ impl Kernel<'_> {
         Ok(())
     }
 
-    /// The connections at a listening socket that nobody accepted yet.
+    /// The connections at a listening socket that nobody accepted yet, or the socket where they wait.
     pub fn unaccepted(&self, socket: &Socket) -> Result<Vec<Gva>, KernelError> {
         let layout = &self.profile.socket;
         let mut found = Vec::new();
@@ -187,6 +187,9 @@ impl Kernel<'_> {
             }
             Ok(())
         };
+        if let Some(listener) = self.mptcp_listener(socket)? {
+            return Ok(vec![listener]);
+        }
         if !socket.listens() {
             return Ok(found);
         }
