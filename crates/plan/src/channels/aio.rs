@@ -14,9 +14,8 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         return Ok(());
     }
     for (context, pid) in &contexts {
-        let mut content = Vec::new();
-        kernel.aio_events(*context, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Event, Some(*pid))?;
+        channels
+            .clear_found(EditReason::Event, Some(*pid), |kernel, visit| kernel.aio_events(*context, visit))?;
     }
     let mut requests = Vec::new();
     kernel.aio_requests(&mut |context, data| {

@@ -15,9 +15,8 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         if kernel.bpf_map_users(map)? != files {
             continue;
         }
-        let mut content = Vec::new();
-        kernel.bpf_map_content(map, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::BpfMap, Some(pid))?;
+        channels
+            .clear_found(EditReason::BpfMap, Some(pid), |kernel, visit| kernel.bpf_map_content(map, visit))?;
     }
     Ok(())
 }

@@ -39,16 +39,11 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         }
     }
     for (copy, pid) in copies.into_values() {
-        let (content, reason) = match copy {
-            CallCopy::Name(name) => (vec![name], EditReason::Name),
-            CallCopy::Message(text) => (text, EditReason::Message),
-            CallCopy::Packet { packet, .. } => {
-                let mut content = Vec::new();
-                kernel.packet_content(packet, None, &mut channels.packets, &mut |part| content.push(part))?;
-                (content, EditReason::Socket)
-            }
-        };
-        channels.clear(content, reason, Some(pid))?;
+        match copy {
+            CallCopy::Name(name) => channels.clear(vec![name], EditReason::Name, Some(pid))?,
+            CallCopy::Message(text) => channels.clear(text, EditReason::Message, Some(pid))?,
+            CallCopy::Packet { packet, .. } => channels.clear_packet(packet, None, Some(pid))?,
+        }
     }
     Ok(())
 }

@@ -6,9 +6,9 @@ use crate::{EditReason, PlanError};
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let kernel = channels.kernel;
     for (file, pid) in channels.opened_alone(|file| kernel.is_event_file(file))? {
-        let mut content = Vec::new();
-        kernel.event_file_content(&file, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Event, Some(pid))?;
+        channels.clear_found(EditReason::Event, Some(pid), |kernel, visit| {
+            kernel.event_file_content(&file, visit)
+        })?;
     }
     Ok(())
 }

@@ -25,9 +25,9 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         }
     }
     for (ring, pid) in &rings {
-        let mut content = Vec::new();
-        kernel.io_ring_content(*ring, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Event, Some(*pid))?;
+        channels.clear_found(EditReason::Event, Some(*pid), |kernel, visit| {
+            kernel.io_ring_content(*ring, visit)
+        })?;
     }
     let mut requests = Vec::new();
     kernel.io_requests(&mut |ring, data| requests.extend(rings.get(&ring).map(|pid| (*pid, data))))?;

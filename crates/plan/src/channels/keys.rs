@@ -26,9 +26,7 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         if kept.keys.contains(&key) {
             continue;
         }
-        let mut content = Vec::new();
-        kernel.key_content(key, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Key, Some(pid))?;
+        channels.clear_found(EditReason::Key, Some(pid), |kernel, visit| kernel.key_content(key, visit))?;
     }
     Ok(())
 }

@@ -20,9 +20,9 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
     for (namespace, alone) in namespaces(channels)? {
         for queue in kernel.message_queues(namespace)? {
             let Some(pid) = users.owner_of(&queue.users).or(alone) else { continue };
-            let mut content = Vec::new();
-            kernel.queued_messages(&queue, &mut |part| content.push(part))?;
-            channels.clear(content, EditReason::Message, Some(pid))?;
+            channels.clear_found(EditReason::Message, Some(pid), |kernel, visit| {
+                kernel.queued_messages(&queue, visit)
+            })?;
         }
         for (inode, owner) in kernel.posix_queues(namespace)? {
             if let Some(pid) = users.ids.get(&owner).copied().or(alone) {
@@ -36,9 +36,9 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         }
     }
     for (inode, pid) in queues {
-        let mut content = Vec::new();
-        kernel.posix_messages(inode, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Message, Some(pid))?;
+        channels.clear_found(EditReason::Message, Some(pid), |kernel, visit| {
+            kernel.posix_messages(inode, visit)
+        })?;
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ mod terminals;
 use crate::frames::FrameSurvey;
 use crate::threads::Edits;
 use crate::{EditReason, Options, Owner, PlanError, Selection};
-use elision_kernel::{Content, FileKind, Kernel, OpenFile, Packets, Process};
+use elision_kernel::{Content, FileKind, Kernel, KernelError, OpenFile, Packets, Process};
 use elision_memory::Gva;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -120,7 +120,27 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         is_wanted: impl Fn(&OpenFile) -> bool,
     ) -> Result<Vec<(OpenFile, u32)>, PlanError> {
         let mut files: Vec<_> = self.files.iter().filter(|(file, _)| is_wanted(file)).copied().collect();
-        if !files.is_empty() && self.kept_files.is_none() {
+        if !files.is_empty() {
+            let kept = self.kept_files()?;
+            files.retain(|(file, _)| !kept.contains(&file.file));
+        }
+        Ok(files)
+    }
+
+    /// What the excluded processes have open or map, by its `struct file`, each with one that does.
+    pub(crate) fn opened_or_mapped(&mut self) -> Result<BTreeMap<Gva, u32>, PlanError> {
+        let mut files: BTreeMap<Gva, u32> = self.files.iter().map(|(file, pid)| (file.file, *pid)).collect();
+        for process in self.live {
+            for file in self.frames.mapped_files(process)? {
+                files.entry(file).or_insert(process.pid);
+            }
+        }
+        Ok(files)
+    }
+
+    /// What the processes have open that stay, by its `struct file`.
+    pub(crate) fn kept_files(&mut self) -> Result<&BTreeSet<Gva>, PlanError> {
+        if self.kept_files.is_none() {
             let mut kept = BTreeSet::new();
             for process in self.selection.kept() {
                 self.kernel.for_each_file(process, &mut self.frames.slots_left, &mut |file| {
@@ -130,8 +150,31 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
             }
             self.kept_files = Some(kept);
         }
-        files.retain(|(file, _)| !self.kept_files.as_ref().is_some_and(|kept| kept.contains(&file.file)));
-        Ok(files)
+        Ok(self.kept_files.get_or_insert_default())
+    }
+
+    /// Clears what `find` finds.
+    pub(crate) fn clear_found(
+        &mut self,
+        reason: EditReason,
+        owner: Owner,
+        find: impl FnOnce(&Kernel<'k>, &mut dyn FnMut(Content)) -> Result<(), KernelError>,
+    ) -> Result<(), PlanError> {
+        let mut content = Vec::new();
+        find(self.kernel, &mut |part| content.push(part))?;
+        self.clear(content, reason, owner)
+    }
+
+    /// Clears a packet and all that hangs on it, unless more than `users` packets have its data.
+    pub(crate) fn clear_packet(
+        &mut self,
+        packet: Gva,
+        users: Option<u64>,
+        owner: Owner,
+    ) -> Result<(), PlanError> {
+        let mut content = Vec::new();
+        self.kernel.packet_content(packet, users, &mut self.packets, &mut |part| content.push(part))?;
+        self.clear(content, EditReason::Socket, owner)
     }
 
     /// Clears parts of kernel memory, but no page that a process maps which stays.

@@ -3,19 +3,12 @@
 
 use super::Channels;
 use crate::{EditReason, PlanError};
-use elision_memory::Gva;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let kernel = channels.kernel;
-    let mut files: BTreeMap<Gva, u32> = channels.files.iter().map(|(file, pid)| (file.file, *pid)).collect();
-    for process in channels.live {
-        for file in channels.frames.mapped_files(process)? {
-            files.entry(file).or_insert(process.pid);
-        }
-    }
     let mut names = BTreeMap::new();
-    for (file, pid) in files {
+    for (file, pid) in channels.opened_or_mapped()? {
         let dentry = kernel.dentry_of(file)?;
         if let Some(name) = kernel.name_without_folder(dentry)? {
             names.insert(dentry, (name, pid));
@@ -24,13 +17,9 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
     if names.is_empty() {
         return Ok(());
     }
-    let mut kept = BTreeSet::new();
+    let mut kept = channels.kept_files()?.clone();
     for process in channels.selection.kept() {
         kept.extend(channels.frames.mapped_files(process)?);
-        kernel.for_each_file(process, &mut channels.frames.slots_left, &mut |file| {
-            kept.insert(file);
-            Ok(())
-        })?;
     }
     for file in kept {
         names.remove(&kernel.dentry_of(file)?);

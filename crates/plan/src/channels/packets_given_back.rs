@@ -8,9 +8,7 @@ use crate::{EditReason, PlanError};
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let kernel = channels.kernel;
     for (packet, users) in kernel.packets_given_back()? {
-        let mut content = Vec::new();
-        kernel.packet_content(packet, Some(users), &mut channels.packets, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Socket, None)?;
+        channels.clear_packet(packet, Some(users), None)?;
     }
     let pages = kernel.pages_of_packets(&channels.packets)?;
     channels.clear(pages, EditReason::PageFragment, None)

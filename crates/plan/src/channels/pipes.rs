@@ -9,9 +9,8 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         FileKind::Pipe(pipe) => Some(pipe),
         _ => None,
     }) {
-        let mut content = Vec::new();
-        channels.kernel.pipe_content(pipe, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Pipe, Some(pid))?;
+        channels
+            .clear_found(EditReason::Pipe, Some(pid), |kernel, visit| kernel.pipe_content(pipe, visit))?;
     }
     Ok(())
 }

@@ -5,9 +5,9 @@ use crate::{EditReason, PlanError};
 
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     for process in channels.live {
-        let mut content = Vec::new();
-        channels.kernel.queued_signal_data(process, &mut |part| content.push(part))?;
-        channels.clear(content, EditReason::Event, Some(process.pid))?;
+        channels.clear_found(EditReason::Event, Some(process.pid), |kernel, visit| {
+            kernel.queued_signal_data(process, visit)
+        })?;
     }
     Ok(())
 }

@@ -18,8 +18,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Unix sockets in messages in sockets: deeper than kernels let them be.
 const DEPTH_LIMIT: u32 = 16;
-/// Slots of file tables in a frame.
-const SLOTS_IN_FRAME: u64 = 512;
 
 pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanError> {
     let mut sockets = Sockets::default();
@@ -45,7 +43,8 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
             }
         }
         for packet in waiting {
-            clear(channels, packet, socket.listens_in(), *pid)?;
+            let only_own = socket.listens_in().then_some(1);
+            channels.clear_packet(packet, only_own, Some(*pid))?;
         }
         let name = kernel.unix_name(socket)?;
         channels.edits.zero(name, EditReason::Name, Some(*pid))?;
@@ -56,7 +55,7 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         }
     }
     for (packet, pid) in &sockets.sent {
-        clear(channels, *packet, false, *pid)?;
+        channels.clear_packet(*packet, None, Some(*pid))?;
     }
     for process in channels.live {
         for thread in process.threads.iter().filter(|t| !t.dead) {
@@ -65,18 +64,6 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
         }
     }
     Ok(())
-}
-
-fn clear(
-    channels: &mut Channels<'_, '_, '_>,
-    packet: Gva,
-    only_own: bool,
-    pid: u32,
-) -> Result<(), PlanError> {
-    let mut content = Vec::new();
-    let (kernel, users) = (channels.kernel, only_own.then_some(1));
-    kernel.packet_content(packet, users, &mut channels.packets, &mut |part| content.push(part))?;
-    channels.clear(content, EditReason::Socket, Some(pid))
 }
 
 /// The sockets of the excluded processes, and what they sent into others.
@@ -209,18 +196,11 @@ impl Sockets {
 }
 
 /// The unix and UDP sockets that processes have open which stay.
-fn others(channels: &Channels<'_, '_, '_>) -> Result<BTreeSet<Gva>, PlanError> {
+fn others(channels: &mut Channels<'_, '_, '_>) -> Result<BTreeSet<Gva>, PlanError> {
     let kernel = channels.kernel;
-    let mut slots_left = kernel.ram().layout().frame_limit().0.saturating_mul(SLOTS_IN_FRAME);
-    let (mut files, mut sockets) = (BTreeSet::new(), BTreeSet::new());
-    for process in channels.selection.kept() {
-        kernel.for_each_file(process, &mut slots_left, &mut |file| {
-            files.insert(file);
-            Ok(())
-        })?;
-    }
-    for file in files {
-        if let FileKind::Socket(socket) = kernel.open_file(file)?.kind {
+    let mut sockets = BTreeSet::new();
+    for file in channels.kept_files()? {
+        if let FileKind::Socket(socket) = kernel.open_file(*file)?.kind {
             let found = kernel.socket(socket)?;
             if found.is_unix() || found.is_udp() {
                 sockets.insert(socket);
