@@ -122,7 +122,7 @@ impl Server {
 
     fn shell(&self, cmd: &str) -> io::Result<ShellResult> {
         let script = format!("( {cmd}\n) 2>&1");
-        let (status, output) = self.stage.run("/bin/busybox", &["timeout", "60", "sh", "-c", &script])?;
+        let (status, output) = self.stage.run("/bin/busybox", &["timeout", "200", "sh", "-c", &script])?;
         Ok(ShellResult { output: String::from_utf8_lossy(&output).into_owned(), status })
     }
 

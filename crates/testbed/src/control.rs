@@ -91,7 +91,7 @@ impl Control {
         let lines = BufReader::new(port.try_clone().context("clone", socket)?);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let next = u64::try_from(now.as_micros()).unwrap_or(0) << 10;
-        let mut control = Self { port, lines, partial: Vec::new(), next, limit: Duration::from_secs(120) };
+        let mut control = Self { port, lines, partial: Vec::new(), next, limit: Duration::from_secs(240) };
         loop {
             // The guest may not listen yet, or read this as the end of half a request.
             let left = until.saturating_duration_since(Instant::now());
