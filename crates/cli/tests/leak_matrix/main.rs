@@ -307,12 +307,18 @@ fn no_channel_leaks() {
     ];
     let (mut wrong, mut cells, mut not) = (Vec::new(), 0, Vec::new());
     for kernel in &kernels {
+        let (absent, channels): (Vec<&Channel>, Vec<&Channel>) =
+            channels.iter().partition(|channel| channel.absent_from(kernel).is_some());
+        for channel in absent {
+            let reason = channel.absent_from(kernel).unwrap_or_default();
+            not.push(format!("| {} | {kernel} | both | {reason} |", channel.name));
+        }
         let (rows, sick) = matrix(kernel, &channels);
         wrong.extend(sick.into_iter().map(|problem| format!("{kernel}: the restored guest: {problem}")));
         for (channel, row) in channels.iter().zip(&rows) {
             let name = channel.name.split('=').next().unwrap_or_default();
             if let Some(reason) = &row.missing {
-                not.push(format!("| {name} | {kernel} | both | {reason} |"));
+                wrong.push(format!("{kernel}: {name}: {reason}"));
                 continue;
             }
             let ended = match channel.not_ended {

@@ -10,25 +10,37 @@ pub(crate) struct Channel {
     pub(crate) pieces: bool,
     /// Why a process that has ended leaves nothing there to look for, or why it is not looked for.
     pub(crate) not_ended: Option<&'static str>,
+    /// A kernel that does not have it, and why.
+    not_on: Option<(&'static str, &'static str)>,
 }
 
 const fn held(name: &'static str) -> Channel {
-    Channel { name, freed: false, pieces: false, not_ended: None }
+    Channel { name, freed: false, pieces: false, not_ended: None, not_on: None }
 }
 
 const fn freed(name: &'static str) -> Channel {
-    Channel { name, freed: true, pieces: false, not_ended: None }
+    Channel { name, freed: true, pieces: false, not_ended: None, not_on: None }
 }
 
 /// One that a process leaves behind, or of which nothing is looked for when it has ended.
 const fn alive(name: &'static str, reason: &'static str) -> Channel {
-    Channel { name, freed: false, pieces: false, not_ended: Some(reason) }
+    Channel { name, freed: false, pieces: false, not_ended: Some(reason), not_on: None }
 }
 
 impl Channel {
     /// The same, kept 8 bytes at a time.
     const fn in_pieces(self) -> Self {
         Self { pieces: true, ..self }
+    }
+
+    /// The same, which 5.10 does not have.
+    const fn not_on_5_10(self, reason: &'static str) -> Self {
+        Self { not_on: Some(("5.10", reason)), ..self }
+    }
+
+    /// Why a kernel does not have it, if it does not.
+    pub(crate) fn absent_from(&self, kernel: &str) -> Option<&'static str> {
+        self.not_on.filter(|(name, _)| *name == kernel).map(|(_, reason)| reason)
     }
 }
 
@@ -45,8 +57,8 @@ pub(crate) const CHANNELS: &[Channel] = &[
     held("shm"),
     held("memfd"),
     held("hugetlb"),
-    held("secretmem"),
-    held("secretmem-open"),
+    held("secretmem").not_on_5_10("memfd_secret() came with 5.14"),
+    held("secretmem-open").not_on_5_10("memfd_secret() came with 5.14"),
     held("cow"),
     held("pipe-unread"),
     held("pipe-read"),
@@ -70,7 +82,7 @@ pub(crate) const CHANNELS: &[Channel] = &[
     held("tcp6-unread"),
     held("udp6-unread"),
     held("tcp-in-namespace"),
-    held("mptcp-backlog-accept"),
+    held("mptcp-backlog-accept").not_on_5_10("Debian's has no MPTCP"),
     held("packet-unread"),
     held("packet-ring"),
     held("netlink"),
@@ -99,11 +111,14 @@ pub(crate) const CHANNELS: &[Channel] = &[
     alive("epoll", GRACE_PERIOD).in_pieces(),
     held("eventfd").in_pieces(),
     held("inotify"),
-    held("fanotify"),
+    held("fanotify")
+        .not_on_5_10("its file systems in memory have no identity to report events by; they got one in 5.13"),
     held("signal-queued").in_pieces(), // a free one has a pointer in the middle
     alive("posix-timer", GRACE_PERIOD).in_pieces(),
     held("name-deleted"),
-    freed("name-negative"),
+    freed("name-negative").not_on_5_10(
+        "its kernfs keeps no names of files that do not exist, and the guest has no file system that does",
+    ),
     held("bpf-array"),
     held("bpf-cpus"),
     held("bpf-hash"),
