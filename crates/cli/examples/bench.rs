@@ -38,7 +38,7 @@ struct Args {
     /// Memory that a process in the VM fills, in MiB; by default half of the VM's.
     #[arg(long, value_name = "MIB")]
     fill: Option<u64>,
-    /// Kernel of the VM: 6.1, 6.12 or 7.
+    /// Kernel of the VM: 5.10, 6.1, 6.12 or 7.
     #[arg(long, default_value = "6.1")]
     kernel: String,
     /// Where the result goes, instead of docs/benchmarks.md; `-` for stdout only.

@@ -9,7 +9,7 @@ use std::time::Instant;
 /// Boots a guest and plays a victim and a bystander in it.
 #[derive(Parser)]
 struct Args {
-    /// 6.1, 6.12 or 7.
+    /// 5.10, 6.1, 6.12 or 7.
     #[arg(long, default_value = "6.1")]
     kernel: String,
     /// RAM in MiB.
