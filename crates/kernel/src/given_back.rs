@@ -21,7 +21,6 @@ layout! {
         nodes: optional("net_hotdata", &["skb_defer_nodes"]),
         node_size: size_opt("skb_defer_node"),
         in_node: optional("skb_defer_node", &["defer_list.first"]),
-        next: offset("sk_buff", &["next"]),
     }
 }
 
@@ -55,14 +54,13 @@ impl Kernel<'_> {
         }
         let mut packets = Vec::new();
         for head in heads {
-            let mut packet = self.pointer(head, WHAT)?;
-            while packet.0 != 0 {
+            self.packets_in_chain(head, &mut |packet| {
                 if packets.len() == CHAIN_LIMIT {
                     return Err(KernelError::Torn { what: WHAT, at: head, why: "it does not end" });
                 }
                 packets.push(packet);
-                packet = self.pointer(packet.wrapping_add(layout.next), WHAT)?;
-            }
+                Ok(())
+            })?;
         }
         let buffers = packets.iter().map(|packet| self.packet_buffer(*packet));
         let buffers = buffers.collect::<Result<Vec<_>, _>>()?;

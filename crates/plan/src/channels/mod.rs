@@ -67,6 +67,8 @@ pub(crate) struct Channels<'s, 'a, 'k> {
     pub(crate) live: &'a [&'a Process],
     /// What the excluded processes have open, each file once, with one that has it open.
     pub(crate) files: Vec<(OpenFile, u32)>,
+    /// What the excluded processes have open or map, once it is asked for.
+    opened_or_mapped: Option<BTreeMap<Gva, u32>>,
     /// What the processes have open that stay, once it is asked for.
     kept_files: Option<BTreeSet<Gva>>,
     /// The packets that were cleared.
@@ -96,7 +98,19 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         let files = files.into_iter().map(|(file, pid)| Ok((kernel.open_file(file)?, pid)));
         let files = files.collect::<Result<_, PlanError>>()?;
         let packets = Packets::new(kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME));
-        Ok(Self { kernel, selection, live, files, kept_files: None, packets, options, edits, frames })
+        let (opened_or_mapped, kept_files) = (None, None);
+        Ok(Self {
+            kernel,
+            selection,
+            live,
+            files,
+            opened_or_mapped,
+            kept_files,
+            packets,
+            options,
+            edits,
+            frames,
+        })
     }
 
     /// Surveys every channel.
@@ -127,14 +141,19 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         Ok(files)
     }
 
-    /// What the excluded processes have open or map, by its `struct file`, each with one that does.
+    /// What the excluded processes have open or map, by its `struct file`, each with one that does. For channels
+    /// behind that of sockets, which adds to what is open.
     pub(crate) fn opened_or_mapped(&mut self) -> Result<BTreeMap<Gva, u32>, PlanError> {
+        if let Some(files) = &self.opened_or_mapped {
+            return Ok(files.clone());
+        }
         let mut files: BTreeMap<Gva, u32> = self.files.iter().map(|(file, pid)| (file.file, *pid)).collect();
         for process in self.live {
             for file in self.frames.mapped_files(process)? {
                 files.entry(file).or_insert(process.pid);
             }
         }
+        self.opened_or_mapped = Some(files.clone());
         Ok(files)
     }
 
