@@ -23,14 +23,12 @@ layout! {
         name: offset("filename", &["name"]),
         short_name: offset("filename", &["iname"]),
         references: offset("filename", &["refcnt"]),
-        cache_name: offset("kmem_cache", &["name"]),
     }
 }
 
 const WHAT: &str = "system call in progress";
 const NAMES: &str = "names_cache";
 const PACKETS: [&str; 2] = ["skbuff_head_cache", "skbuff_fclone_cache"];
-const CACHE_NAME_LIMIT: usize = 64;
 /// `__NR_msgsnd`; its third argument is the length.
 const SEND_MESSAGE: u64 = 69;
 const CONNECT: u64 = 42; // __NR_connect
@@ -147,10 +145,5 @@ impl Kernel<'_> {
         let is_long = is_named || self.cache_name(long.cache)? == NAMES;
         let has_room = long.end.0 - long.start.0 >= PAGE_SIZE as u64; // PATH_MAX
         Ok((is_long && has_room).then_some(Content::Bytes(long.start..long.end)))
-    }
-
-    pub(crate) fn cache_name(&self, cache: Gva) -> Result<String, KernelError> {
-        let name = self.pointer(cache.wrapping_add(self.profile.call.cache_name), WHAT)?;
-        self.string(name, CACHE_NAME_LIMIT, WHAT)
     }
 }

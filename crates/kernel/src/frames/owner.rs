@@ -10,7 +10,6 @@ layout! {
     pub(crate) struct FrameOwnerLayout {
         slab_cache: optional("slab", &["slab_cache"]),
         page_cache: optional("page", &["slab_cache"]),
-        cache_name: optional("kmem_cache", &["name"]),
         charge: optional("page", &["memcg_data"]),
         group: optional("obj_cgroup", &["memcg"]),
         always_indirect: optional("obj_cgroup", &["is_root"]),
@@ -18,7 +17,6 @@ layout! {
     }
 }
 
-const NAME_LIMIT: usize = 128;
 /// Low bits of the word that tells the cgroup: a list of owners of objects, kernel memory.
 const CHARGE_LIST: u64 = 1;
 const CHARGE_KERNEL: u64 = 2;
@@ -86,13 +84,10 @@ impl Kernel<'_> {
     fn slab_cache_name(&self, gfn: Gfn) -> Result<Option<String>, KernelError> {
         const WHAT: &str = "slab cache";
         let layout = &self.profile.frame_owner;
-        let (Some(cache), Some(name)) = (layout.slab_cache.or(layout.page_cache), layout.cache_name) else {
-            return Ok(None);
-        };
+        let Some(cache) = layout.slab_cache.or(layout.page_cache) else { return Ok(None) };
         let slab = self.page_of(self.page(gfn)?.head);
         let cache = self.pointer(slab.wrapping_add(cache), WHAT)?;
-        let name = self.pointer(cache.wrapping_add(name), WHAT)?;
-        self.string(name, NAME_LIMIT, WHAT).map(Some)
+        self.cache_name(cache).map(Some)
     }
 
     /// The cgroup that a page is charged to.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 layout! {
     pub(crate) struct CacheLayout {
+        name: offset("kmem_cache", &["name"]),
         list: offset("kmem_cache", &["list"]),
         flags: number("kmem_cache", &["flags"]),
         size: number("kmem_cache", &["size"]),
@@ -30,6 +31,7 @@ layout! {
 }
 
 // Flags of kernels that have no enum for them (include/linux/slab.h).
+const NAME_LIMIT: usize = 64;
 const BY_RCU: u64 = 0x80000;
 const CHECKED: u64 = 0x100;
 const RED_ZONE: u64 = 0x400;
@@ -84,6 +86,12 @@ impl Caches {
 }
 
 impl Kernel<'_> {
+    /// The name of a cache (`struct kmem_cache`).
+    pub(crate) fn cache_name(&self, cache: Gva) -> Result<String, KernelError> {
+        let name = self.pointer(cache.wrapping_add(self.profile.slab_cache.name), WHAT)?;
+        self.string(name, NAME_LIMIT, WHAT)
+    }
+
     pub(super) fn slab_caches(&self) -> Result<Caches, KernelError> {
         let layout = &self.profile.slab_cache;
         let mut listed = Vec::new();
