@@ -95,7 +95,8 @@ fn copy_of_a_guest(kernel: &str, folder: &std::path::Path) -> Result<(Copy, Targ
     let bystander = guest.control().spawn(&Spawn::new("bystander", places, "block"))?;
     guest.control().spawn(&Spawn::new("threads", places, "threads=8"))?;
     let truth = guest.truth(true, true)?;
-    let (vcpus, roots) = stop_in_the_kernel(&guest)?;
+    let policy = Policy { selectors: vec!["uid=1234".parse().expect("a selector")], ..Policy::default() };
+    let (vcpus, roots) = stop_at_rest(&guest, &policy)?;
 
     let path = folder.join("ram");
     std::fs::copy(guest.endpoints().ram_file(), &path).expect("a copy");
@@ -106,13 +107,14 @@ fn copy_of_a_guest(kernel: &str, folder: &std::path::Path) -> Result<(Copy, Targ
     let words: usize = targets.words.values().map(Vec::len).sum();
     println!("{kernel}: {words} words under {} names to damage", targets.words.len());
     assert!(targets.words.len() > 60 && words > 50_000, "control: {:?}", targets.words.keys());
-    let policy = Policy { selectors: vec!["uid=1234".parse().expect("a selector")], ..Policy::default() };
     let cache = ProfileCache::in_folder(&folder.join("profiles"));
     Ok((Copy { file, layout: guest.layout().clone(), vcpus, roots, cache, policy }, targets))
 }
 
-/// Stops the guest at a moment when no vCPU is in user mode, whose kernel GS base is not shown.
-fn stop_in_the_kernel(guest: &Guest) -> Result<(Vec<VcpuState>, Vec<Gpa>), Error> {
+/// Stops the guest at a moment when no vCPU is in user mode, whose kernel GS base is not shown, and when
+/// no excluded process is in the middle of something: a saver would let it run on and try again.
+fn stop_at_rest(guest: &Guest, policy: &Policy) -> Result<(Vec<VcpuState>, Vec<Gpa>), Error> {
+    let ram = guest.ram()?;
     for _ in 0..200 {
         guest.endpoints().stop()?;
         let text = guest.endpoints().monitor("info registers -a")?;
@@ -136,7 +138,11 @@ fn stop_in_the_kernel(guest: &Guest) -> Result<(Vec<VcpuState>, Vec<Gpa>), Error
                 })
                 .collect();
             if states.iter().all(|state| state.gs_base.0 >> 63 == 1) {
-                return Ok((states, cpus.iter().map(|cpu| Gpa(value(cpu, "CR3="))).collect()));
+                let roots: Vec<Gpa> = cpus.iter().map(|cpu| Gpa(value(cpu, "CR3="))).collect();
+                match end_to_end(&ram, &roots, &ProfileCache::disabled(), policy, &states) {
+                    Err(error) if error.is_transient() => {}
+                    _ => return Ok((states, roots)),
+                }
             }
         }
         guest.endpoints().cont()?;
