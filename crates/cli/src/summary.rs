@@ -69,6 +69,7 @@ fn dropped(reason: DropReason) -> &'static str {
         DropReason::SharedMemory => "shared memory",
         DropReason::HugeTlb => "huge pages",
         DropReason::Orphan => "private memory that nobody maps any more",
+        DropReason::Region => "marked memory of processes that stay",
     }
 }
 

@@ -303,7 +303,7 @@ fn owner_code(owner: Owner) -> u64 {
     owner.map_or(0, |pid| u64::from(pid) + 1)
 }
 
-const DROP_REASONS: [DropReason; 8] = [
+const DROP_REASONS: [DropReason; 9] = [
     DropReason::Free,
     DropReason::FreePerCpu,
     DropReason::FreeHuge,
@@ -312,6 +312,7 @@ const DROP_REASONS: [DropReason; 8] = [
     DropReason::SharedMemory,
     DropReason::HugeTlb,
     DropReason::Orphan,
+    DropReason::Region,
 ];
 
 const EDIT_REASONS: [EditReason; 19] = [
@@ -347,6 +348,7 @@ fn drop_code(reason: DropReason) -> u8 {
         DropReason::SharedMemory => 6,
         DropReason::HugeTlb => 7,
         DropReason::Orphan => 8,
+        DropReason::Region => 9,
     }
 }
 

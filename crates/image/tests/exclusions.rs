@@ -31,6 +31,8 @@ fn map() -> impl Strategy<Value = Exclusions> {
         Just(DropReason::Anonymous),
         Just(DropReason::SharedMemory),
         Just(DropReason::HugeTlb),
+        Just(DropReason::Orphan),
+        Just(DropReason::Region),
     ];
     let edit_reason = prop_oneof![
         Just(EditReason::DeadStack),

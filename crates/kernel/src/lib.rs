@@ -35,6 +35,7 @@ mod list;
 mod locate;
 mod log;
 mod maple;
+mod marks;
 mod message_queues;
 mod names;
 mod notifications;

@@ -61,6 +61,16 @@ impl Kernel<'_> {
         Err(KernelError::Torn { what: WHAT, at: start, why: "it is longer than any path may be" })
     }
 
+    /// The name of an open file that has no place in any tree, such as a memfd.
+    pub(crate) fn detached_name(&self, file: Gva) -> Result<Option<String>, KernelError> {
+        let layout = &self.profile.path;
+        let dentry = self.pointer(file.wrapping_add(layout.file_dentry), WHAT)?;
+        let mount = self.pointer(file.wrapping_add(layout.file_mnt), WHAT)?;
+        let parent = self.pointer(dentry.wrapping_add(layout.dentry_parent), WHAT)?;
+        let root = self.pointer(mount.wrapping_add(layout.mnt_root), WHAT)?;
+        if parent == dentry && dentry != root { self.name_of(dentry).map(Some) } else { Ok(None) }
+    }
+
     fn joined(&self, names: Vec<String>, dentry: Gva) -> Result<String, KernelError> {
         let mut path: String = names.iter().rev().flat_map(|name| ["/", name]).collect();
         if path.is_empty() {

@@ -18,6 +18,9 @@ layout! {
         flags: offset("vm_area_struct", &["vm_flags", "flags"]),
         file: offset("vm_area_struct", &["vm_file"]),
         pgoff: offset("vm_area_struct", &["vm_pgoff"]),
+        name: optional("vm_area_struct", &["anon_name"]),
+        shared: offset("vm_area_struct", &["shared"]),
+        name_text: optional("anon_vma_name", &["name"]),
     }
 }
 
@@ -29,6 +32,9 @@ const VM_SHARED: u64 = 0x8;
 const VM_MAYWRITE: u64 = 0x20;
 const VM_MAYSHARE: u64 = 0x80;
 const VM_HUGETLB: u64 = 0x40_0000;
+pub(crate) const VM_PFNMAP: u64 = 0x400;
+pub(crate) const VM_IO: u64 = 0x4000;
+pub(crate) const VM_DONTDUMP: u64 = 0x400_0000;
 const RWSEM_WRITER_LOCKED: u64 = 1;
 
 /// An address space.
@@ -53,6 +59,8 @@ pub struct Vma {
     pub file: Option<Gva>,
     /// Offset in the file, in pages.
     pub pgoff: u64,
+    /// The name that its process gave it (`struct anon_vma_name`), if any.
+    pub(crate) name: Option<Gva>,
 }
 
 impl Vma {
@@ -68,6 +76,12 @@ impl Vma {
     #[must_use]
     pub fn is_shared_writable(&self) -> bool {
         self.flags & (VM_SHARED | VM_MAYWRITE) == VM_SHARED | VM_MAYWRITE
+    }
+
+    /// Whether the area shares its object with others: stores do not go to pages of its own.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.flags & VM_SHARED != 0
     }
 
     /// Whether the area consists of hugetlbfs pages.
@@ -137,6 +151,7 @@ impl Kernel<'_> {
             flags: self.u64(at.wrapping_add(layout.flags), WHAT)?,
             file: (file.0 != 0).then_some(file),
             pgoff: self.u64(at.wrapping_add(layout.pgoff), WHAT)?,
+            name: self.vma_name(at, file)?,
         })
     }
 

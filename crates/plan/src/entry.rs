@@ -29,6 +29,8 @@ pub enum DropReason {
     HugeTlb = 7,
     /// Private memory that no process maps any more and that is on no free list.
     Orphan = 8,
+    /// Memory that a process which stays has marked to be left out.
+    Region = 9,
 }
 
 /// Consecutive frames dropped for one reason.
