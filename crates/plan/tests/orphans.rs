@@ -4,7 +4,7 @@
 use elision_kernel::btf::Btf;
 use elision_kernel::{Kernel, ProfileCache};
 use elision_memory::{Budget, Gfn, Gpa, Gva, Node, Ram};
-use elision_plan::{DropReason, Options, Outcome, Selection, plan};
+use elision_plan::{DropReason, Options, Outcome, PlanError, Selection, plan};
 use elision_policy::Policy;
 use elision_testbed::truth::Truth;
 use elision_testbed::{Error, GuestOptions, Spawn};
@@ -31,10 +31,13 @@ fn lost_pages(kernel: &str) -> Result<(), Error> {
     let victim = guest.control().spawn(&Spawn::new("victim", "heap=512K", "block").uid(1234))?;
     let bystander = guest.control().spawn(&Spawn::new("bystander", "heap=512K", "block"))?;
     let truth = guest.truth(true, true)?;
-    guest.endpoints().stop()?;
     let file = File::open(guest.endpoints().ram_file()).expect("its RAM");
     let ram = guest.ram()?;
     let view = Kernel::open(&ram, &[], &ProfileCache::disabled()).expect("a kernel");
+    guest.endpoints().stop_when(|| match try_plan(&view) {
+        Err(error) if error.is_transient() => Ok(None),
+        _ => Ok(Some(())),
+    })?;
     let lost = [&victim, &bystander].map(|process| {
         let heap = process.planted.first().expect("a heap");
         let mut pages =
@@ -89,10 +92,12 @@ impl Decided {
 }
 
 fn planned(view: &Kernel<'_>, copy: &Ram) -> Decided {
-    let kernel = view.over(copy);
+    Decided(try_plan(&view.over(copy)).expect("a plan"))
+}
+
+fn try_plan(kernel: &Kernel<'_>) -> Result<Outcome, PlanError> {
     let policy = Policy { selectors: vec!["uid=1234".parse().expect("a selector")], ..Policy::default() };
-    let selection = Selection::of(&kernel, &policy).expect("a selection");
-    Decided(plan(&kernel, &selection, &[], Options::default()).expect("a plan"))
+    plan(kernel, &Selection::of(kernel, &policy)?, &[], Options::default())
 }
 
 /// Where the page-table entry of an address stands, and the frame that it leads to.

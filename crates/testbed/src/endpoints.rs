@@ -7,6 +7,10 @@ use crate::qmp;
 use crate::truth::Truth;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a guest may take to be at rest.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a guest can be reached.
 #[derive(Clone, Debug)]
@@ -88,6 +92,20 @@ impl Endpoints {
     /// Stops all vCPUs.
     pub fn stop(&self) -> Result<(), Error> {
         self.qmp("stop", &json!({})).map(drop)
+    }
+
+    /// Stops all vCPUs at a moment when `look` finds what it looks for.
+    pub fn stop_when<T>(&self, mut look: impl FnMut() -> Result<Option<T>, Error>) -> Result<T, Error> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            self.stop()?;
+            if let Some(found) = look()? {
+                return Ok(found);
+            }
+            assert!(Instant::now() < until, "the guest is never as it should be when it is stopped");
+            self.cont()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Lets the vCPUs run.

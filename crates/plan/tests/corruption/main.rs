@@ -115,8 +115,7 @@ fn copy_of_a_guest(kernel: &str, folder: &std::path::Path) -> Result<(Copy, Targ
 /// no excluded process is in the middle of something: a saver would let it run on and try again.
 fn stop_at_rest(guest: &Guest, policy: &Policy) -> Result<(Vec<VcpuState>, Vec<Gpa>), Error> {
     let ram = guest.ram()?;
-    for _ in 0..200 {
-        guest.endpoints().stop()?;
+    guest.endpoints().stop_when(|| {
         let text = guest.endpoints().monitor("info registers -a")?;
         let value = |cpu: &str, name: &str| {
             let at = cpu.find(name).expect("a register") + name.len();
@@ -125,30 +124,24 @@ fn stop_at_rest(guest: &Guest, policy: &Policy) -> Result<(Vec<VcpuState>, Vec<G
             u64::from_str_radix(&digits, 16).expect("a number")
         };
         let cpus: Vec<&str> = text.split("CPU#").skip(1).collect();
-        if cpus.len() == 2 && cpus.iter().all(|cpu| value(cpu, "CPL=") == 0) {
-            let gs = |cpu: &str| Gva(value(cpu, "\nGS =0000"));
-            let states: Vec<VcpuState> = (0..)
-                .zip(&cpus)
-                .map(|(index, cpu)| VcpuState {
-                    index,
-                    user_mode: false,
-                    gs_base: gs(cpu),
-                    kernel_gs_base: Gva(0),
-                    rsp: Gva(value(cpu, "RSP")),
-                })
-                .collect();
-            if states.iter().all(|state| state.gs_base.0 >> 63 == 1) {
-                let roots: Vec<Gpa> = cpus.iter().map(|cpu| Gpa(value(cpu, "CR3="))).collect();
-                match end_to_end(&ram, &roots, &ProfileCache::disabled(), policy, &states) {
-                    Err(error) if error.is_transient() => {}
-                    _ => return Ok((states, roots)),
-                }
-            }
+        let states: Vec<VcpuState> = (0..)
+            .zip(&cpus)
+            .map(|(index, cpu)| VcpuState {
+                index,
+                user_mode: value(cpu, "CPL=") != 0,
+                gs_base: Gva(value(cpu, "\nGS =0000")),
+                kernel_gs_base: Gva(0),
+                rsp: Gva(value(cpu, "RSP")),
+            })
+            .collect();
+        if states.len() != 2 || states.iter().any(|vcpu| vcpu.user_mode || vcpu.gs_base.0 >> 63 == 0) {
+            return Ok(None);
         }
-        guest.endpoints().cont()?;
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("the guest is never idle");
+        let roots: Vec<Gpa> = cpus.iter().map(|cpu| Gpa(value(cpu, "CR3="))).collect();
+        let planned = end_to_end(&ram, &roots, &ProfileCache::disabled(), policy, &states);
+        let rests = planned.map_or_else(|error| !error.is_transient(), |()| true);
+        Ok(rests.then_some((states, roots)))
+    })
 }
 
 /// How one round ended.
