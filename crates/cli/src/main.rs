@@ -4,6 +4,7 @@
 //! ([`output`]), errors ([`failure`]) and exit status ([`exit`]). What it does stands in the other crates.
 
 mod args;
+mod choices;
 mod exit;
 mod failure;
 mod harden;

@@ -1,7 +1,8 @@
 //! The arguments that say what to leave out, and the policy that they make with a policy file.
 
-use clap::{Args, ValueEnum, ValueHint};
-use elision_policy::{KernelLog, Policy, PolicyError, SaveOptions, Selector, Video};
+use crate::choices::{CacheArg, DependentsArg, DirtyArg, KernelLogArg, VideoArg};
+use clap::{Args, ValueHint};
+use elision_policy::{Policy, PolicyError, SaveOptions, Selector};
 use std::path::PathBuf;
 
 const HEADING: &str = "Selection";
@@ -12,8 +13,10 @@ pub(crate) struct SelectionArgs {
     /// Leave out the processes that match, and their descendants; may be repeated.
     ///
     /// KIND is pid, comm (name, at most 15 bytes), exe (path, may be a glob), uid (a number), cgroup (path,
-    /// may be a glob; groups below it too) or tty (such as pts/0). A selection that matches nothing is an
-    /// error.
+    /// may be a glob; groups below it too), tty (such as pts/0), unit (of systemd, may be a glob) or container
+    /// (id, or name where cgroups have it). Two kinds leave out no process: file (path, may be a glob) what the
+    /// guest caches of files, region (named, secretmem or dontdump) marked memory of processes that stay. A
+    /// selection that matches nothing is an error.
     #[arg(long, help_heading = HEADING, value_name = "KIND=PATTERN")]
     pub(crate) exclude: Vec<Selector>,
     /// Leave out what a policy file selects, together with --exclude.
@@ -28,45 +31,15 @@ pub(crate) struct SelectionArgs {
     /// What becomes of the log of the guest's kernel.
     #[arg(long, help_heading = HEADING, value_name = "WHAT")]
     pub(crate) kernel_log: Option<KernelLogArg>,
-}
-
-/// What becomes of video memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum VideoArg {
-    /// Blank it when an excluded process has a virtual console (the default).
-    Auto,
-    /// Keep it as it is.
-    Keep,
-    /// Blank it.
-    Blank,
-}
-
-/// What becomes of the log of the guest's kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KernelLogArg {
-    /// Clear the lines that excluded processes wrote (the default).
-    Auto,
-    /// Clear all of it.
-    Clear,
-}
-
-impl From<KernelLogArg> for KernelLog {
-    fn from(arg: KernelLogArg) -> Self {
-        match arg {
-            KernelLogArg::Auto => Self::Auto,
-            KernelLogArg::Clear => Self::Clear,
-        }
-    }
-}
-
-impl From<VideoArg> for Video {
-    fn from(arg: VideoArg) -> Self {
-        match arg {
-            VideoArg::Auto => Self::Auto,
-            VideoArg::Keep => Self::Keep,
-            VideoArg::Blank => Self::Blank,
-        }
-    }
+    /// What becomes of processes that share data with those left out.
+    #[arg(long, help_heading = HEADING, value_name = "WHAT")]
+    pub(crate) dependents: Option<DependentsArg>,
+    /// What becomes of the page cache that belongs to processes left out.
+    #[arg(long, help_heading = HEADING, value_name = "WHAT")]
+    pub(crate) cache: Option<CacheArg>,
+    /// What happens when cached data to leave out is not on its disk yet.
+    #[arg(long, help_heading = HEADING, value_name = "WHAT")]
+    pub(crate) dirty: Option<DirtyArg>,
 }
 
 impl SelectionArgs {
@@ -75,8 +48,11 @@ impl SelectionArgs {
         let file = self.policy.as_deref().map(Policy::from_file).transpose()?;
         let save = SaveOptions {
             best_effort: self.best_effort.then_some(true),
-            video: self.video.map(Video::from),
-            kernel_log: self.kernel_log.map(KernelLog::from),
+            video: self.video.map(Into::into),
+            kernel_log: self.kernel_log.map(Into::into),
+            dependents: self.dependents.map(Into::into),
+            cache: self.cache.map(Into::into),
+            dirty: self.dirty.map(Into::into),
         };
         let args = Policy { selectors: self.exclude.clone(), save };
         Ok(Policy::merge(file.unwrap_or_default(), args))
@@ -86,6 +62,7 @@ impl SelectionArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use elision_policy::Video;
 
     #[test]
     fn a_file_s_best_effort_holds_unless_an_argument_says_more() {

@@ -23,7 +23,7 @@ impl Selection {
             children.entry(process.parent).or_default().push(process);
         }
         let mut excluded = BTreeSet::new();
-        for selector in &policy.selectors {
+        for selector in policy.processes() {
             let mut matched = false;
             for process in processes.iter().filter(|p| selector.matches(&facts(p))) {
                 if process.kernel_thread && !names_one_process(selector) {
@@ -56,11 +56,13 @@ impl Selection {
     }
 }
 
-fn facts(process: &Process) -> ProcessFacts<'_> {
+/// What a selector is matched against.
+pub(crate) fn facts(process: &Process) -> ProcessFacts<'_> {
     ProcessFacts {
         pid: process.pid,
         comm: &process.comm,
         exe: process.exe.as_deref(),
+        args: None,
         uid: process.uid,
         cgroup: process.cgroup.as_deref(),
         tty: process.tty.as_deref(),

@@ -12,7 +12,7 @@ pub enum PolicyError {
     #[error("`{0}` is not a selection: write KIND=PATTERN, for example exe=/usr/bin/psql")]
     NoKind(String),
     /// The word before `=` is not a kind.
-    #[error("`{0}` is not a kind of selection: use one of pid, comm, exe, uid, cgroup, tty")]
+    #[error("`{0}` is not a kind of selection: use one of {kinds}", kinds = kinds())]
     UnknownKind(String),
     /// There is nothing after `=`.
     #[error("The pattern of `{0}` is empty")]
@@ -36,9 +36,28 @@ pub enum PolicyError {
         short = first_15(.0)
     )]
     LongComm(String),
-    /// A path of an executable that can match nothing.
-    #[error("`exe={0}` can match nothing, because paths begin with `/`: write the whole path, or exe=**/{0}")]
-    RelativeExe(String),
+    /// A path that can match nothing.
+    #[error(
+        "`{kind}={pattern}` can match nothing, because paths begin with `/`: \
+         write the whole path, or {kind}=**/{pattern}"
+    )]
+    RelativePath {
+        /// The selector's kind.
+        kind: Kind,
+        /// The pattern.
+        pattern: String,
+    },
+    /// A path where a name is asked for.
+    #[error("`{kind}={pattern}` is a path, but a {kind} is a name: select by its path with cgroup=")]
+    PathForName {
+        /// The selector's kind.
+        kind: Kind,
+        /// The pattern.
+        pattern: String,
+    },
+    /// No such kind of region.
+    #[error("`region={0}` is not a kind of region: use one of named, secretmem, dontdump")]
+    BadRegion(String),
     /// The glob has a syntax error.
     #[error("The pattern of `{kind}={pattern}` is not a valid glob: {reason}")]
     BadGlob {
@@ -75,6 +94,10 @@ pub enum PolicyError {
         /// What is wrong there.
         reason: String,
     },
+}
+
+fn kinds() -> String {
+    Kind::ALL.map(Kind::name).join(", ")
 }
 
 fn first_15(comm: &str) -> &str {

@@ -2,22 +2,31 @@
 //!
 //! ```toml
 //! [[exclude]]               # any number; exactly one kind each
-//! exe = "/usr/bin/psql"     # or pid = 12, comm = "...", uid = 1000, cgroup = "...", tty = "..."
+//! exe = "/usr/bin/psql"     # or pid = 12, comm = "...", uid = 1000, cgroup = "...", tty = "...",
+//!                           # unit = "...", container = "...", file = "...", region = "..."
+//! args = "--port=5433 *"    # with exe: a glob over what follows the program's name
 //! optional = true           # may match nothing; default false
-//! children = false          # its descendants stay; default true
+//! children = false          # its descendants stay; default true; not with file and region
+//!
+//! [[exclude]]
+//! region = "named"          # or "secretmem", "dontdump": marked memory of processes that stay
+//! comm = "server"           # with region: of these processes only, by one kind of process
 //!
 //! [save]                    # at most one
 //! best-effort = false
 //! video = "auto"            # or "keep", "blank"
 //! kernel-log = "auto"       # or "clear"
+//! dependents = "keep"       # or "exclude", "refuse"
+//! cache = "keep"            # or "exclude"
+//! dirty = "refuse"          # or "wait"
 //! ```
 //! Limits: 1 MiB. A key that is not listed here is an error, so that a misspelt one is noticed.
 
-use crate::{Criterion, Kind, Policy, PolicyError, SaveOptions, Selector};
+use crate::entry::Entry;
+use crate::{Policy, PolicyError, SaveOptions};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::Read;
-use std::ops::Range;
 use std::path::Path;
 use toml::Spanned;
 
@@ -27,46 +36,9 @@ const FILE_BYTES: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 struct RawPolicy {
     #[serde(default)]
-    exclude: Vec<Spanned<RawSelector>>,
+    exclude: Vec<Spanned<Entry>>,
     #[serde(default)]
     save: SaveOptions,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSelector {
-    pid: Option<Spanned<u32>>,
-    comm: Option<Spanned<String>>,
-    exe: Option<Spanned<String>>,
-    uid: Option<Spanned<u32>>,
-    cgroup: Option<Spanned<String>>,
-    tty: Option<Spanned<String>>,
-    #[serde(default)]
-    optional: bool,
-    #[serde(default = "yes")]
-    children: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl RawSelector {
-    fn kinds(&self) -> Vec<(Kind, String, Range<usize>)> {
-        let number =
-            |kind, n: &Option<Spanned<u32>>| n.as_ref().map(|n| (kind, n.get_ref().to_string(), n.span()));
-        let text =
-            |kind, t: &Option<Spanned<String>>| t.as_ref().map(|t| (kind, t.get_ref().clone(), t.span()));
-        let all = [
-            number(Kind::Pid, &self.pid),
-            text(Kind::Comm, &self.comm),
-            text(Kind::Exe, &self.exe),
-            number(Kind::Uid, &self.uid),
-            text(Kind::Cgroup, &self.cgroup),
-            text(Kind::Tty, &self.tty),
-        ];
-        all.into_iter().flatten().collect()
-    }
 }
 
 impl Policy {
@@ -93,18 +65,8 @@ impl Policy {
         let mut selectors = Vec::new();
         for entry in raw.exclude {
             let at = entry.span().start;
-            let entry = entry.into_inner();
-            let kinds = entry.kinds();
-            let [(kind, pattern, span)] = kinds.as_slice() else {
-                let found = kinds.iter().map(|k| k.0.name()).collect::<Vec<_>>().join(", ");
-                let found = if found.is_empty() { "none" } else { &found };
-                let reason = format!(
-                    "an exclude entry needs exactly one of pid, comm, exe, uid, cgroup, tty; this one has {found}"
-                );
-                return Err(wrong(at, reason));
-            };
-            let criterion = Criterion::new(*kind, pattern).map_err(|e| wrong(span.start, e.to_string()))?;
-            selectors.push(Selector { criterion, optional: entry.optional, children: entry.children });
+            let selector = entry.into_inner().selector();
+            selectors.push(selector.map_err(|e| wrong(e.at.unwrap_or(at), e.reason))?);
         }
         Ok(Self { selectors, save: raw.save })
     }

@@ -20,8 +20,17 @@ pub struct PathGlob {
 
 impl PathGlob {
     pub(crate) fn new(text: &str) -> Result<Self, String> {
+        Self::build(text, true)
+    }
+
+    /// A glob over text in which `/` is a character like any other.
+    pub(crate) fn over_text(text: &str) -> Result<Self, String> {
+        Self::build(text, false)
+    }
+
+    fn build(text: &str, is_path: bool) -> Result<Self, String> {
         let glob = GlobBuilder::new(text)
-            .literal_separator(true)
+            .literal_separator(is_path)
             .backslash_escape(true)
             .build()
             .map_err(|e| e.kind().to_string())?;

@@ -1,6 +1,6 @@
 //! What a user wants left out of a checkpoint, with no knowledge of how it is found.
 //!
-//! - [`Selector`]: one kind of process, from `--exclude KIND=PATTERN` or from a policy file.
+//! - [`Selector`]: one kind of process, file or memory region, from `--exclude KIND=PATTERN` or from a policy file.
 //! - [`Policy`]: all selectors and the options of the save, from a TOML file, from arguments, or both.
 //! - [`ProcessFacts`]: what a selector is matched against.
 //!
@@ -12,6 +12,7 @@
 //!     pid: 812,
 //!     comm: "postgres",
 //!     exe: Some("/usr/lib/postgresql/15/bin/postgres"),
+//!     args: None,
 //!     uid: 101,
 //!     cgroup: None,
 //!     tty: None,
@@ -20,13 +21,20 @@
 //! # Ok::<(), elision_policy::PolicyError>(())
 //! ```
 
+mod container;
+mod entry;
 mod error;
 mod file;
 mod glob;
 mod policy;
+mod region;
 mod selector;
+mod unit;
 
+pub use container::Container;
 pub use error::PolicyError;
 pub use glob::PathGlob;
-pub use policy::{KernelLog, Policy, SaveOptions, Video};
+pub use policy::{Cache, Dependents, Dirty, KernelLog, Policy, SaveOptions, Video};
+pub use region::Region;
 pub use selector::{Criterion, Kind, ProcessFacts, Selector};
+pub use unit::Unit;

@@ -1,6 +1,6 @@
 //! Everything a user asked for: selectors, and how to save.
 
-use crate::Selector;
+use crate::{Criterion, PathGlob, Region, Selector};
 use serde::{Deserialize, Serialize};
 
 /// What becomes of the guest's video memory.
@@ -27,6 +27,41 @@ pub enum KernelLog {
     Clear,
 }
 
+/// What becomes of kept processes that share data with excluded ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dependents {
+    /// They stay.
+    #[default]
+    Keep,
+    /// They are left out too, and those that share data with them.
+    Exclude,
+    /// There is no image if there is one.
+    Refuse,
+}
+
+/// What becomes of the page cache of files that no selector names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cache {
+    /// It stays.
+    #[default]
+    Keep,
+    /// What only excluded processes have open or mapped, or what an excluded cgroup is charged for, is left out.
+    Exclude,
+}
+
+/// What happens when cached data that is to be left out is not on its disk yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dirty {
+    /// There is no image.
+    #[default]
+    Refuse,
+    /// The guest is given time to write it.
+    Wait,
+}
+
 /// How to save. What is not set has its default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -40,6 +75,15 @@ pub struct SaveOptions {
     /// What becomes of the kernel's log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_log: Option<KernelLog>,
+    /// What becomes of processes that share data with excluded ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dependents: Option<Dependents>,
+    /// What becomes of the page cache that belongs to excluded processes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
+    /// What happens when cached data to be left out is not on disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dirty: Option<Dirty>,
 }
 
 impl SaveOptions {
@@ -60,12 +104,30 @@ impl SaveOptions {
     pub fn kernel_log(&self) -> KernelLog {
         self.kernel_log.unwrap_or_default()
     }
+
+    /// What becomes of processes that share data with excluded ones.
+    #[must_use]
+    pub fn dependents(&self) -> Dependents {
+        self.dependents.unwrap_or_default()
+    }
+
+    /// What becomes of the page cache that belongs to excluded processes.
+    #[must_use]
+    pub fn cache(&self) -> Cache {
+        self.cache.unwrap_or_default()
+    }
+
+    /// What happens when cached data to be left out is not on disk.
+    #[must_use]
+    pub fn dirty(&self) -> Dirty {
+        self.dirty.unwrap_or_default()
+    }
 }
 
 /// What a user wants left out, and how to save.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Policy {
-    /// Which processes; a process that any of them selects is left out.
+    /// What; a process, file or region that any of them selects is left out.
     pub selectors: Vec<Selector>,
     /// How to save.
     pub save: SaveOptions,
@@ -86,8 +148,32 @@ impl Policy {
             best_effort: args.save.best_effort.or(file.save.best_effort),
             video: args.save.video.or(file.save.video),
             kernel_log: args.save.kernel_log.or(file.save.kernel_log),
+            dependents: args.save.dependents.or(file.save.dependents),
+            cache: args.save.cache.or(file.save.cache),
+            dirty: args.save.dirty.or(file.save.dirty),
         };
         Self { selectors, save }
+    }
+
+    /// The selectors of processes.
+    pub fn processes(&self) -> impl Iterator<Item = &Selector> {
+        self.selectors.iter().filter(|s| s.criterion.kind().is_of_processes())
+    }
+
+    /// The selectors of files.
+    pub fn files(&self) -> impl Iterator<Item = (&Selector, &PathGlob)> {
+        self.selectors.iter().filter_map(|selector| match &selector.criterion {
+            Criterion::File(glob) => Some((selector, glob)),
+            _ => None,
+        })
+    }
+
+    /// The selectors of memory regions; see [`Selector::is_about`].
+    pub fn regions(&self) -> impl Iterator<Item = (&Selector, Region)> {
+        self.selectors.iter().filter_map(|selector| match &selector.criterion {
+            Criterion::Region(region) => Some((selector, *region)),
+            _ => None,
+        })
     }
 }
 
@@ -104,11 +190,19 @@ mod tests {
                 best_effort: Some(true),
                 video: Some(Video::Blank),
                 kernel_log: Some(KernelLog::Clear),
+                dependents: Some(Dependents::Refuse),
+                cache: Some(Cache::Exclude),
+                dirty: None,
             },
         };
         let args = Policy {
             selectors: vec![selector("comm=a"), selector("pid=3")],
-            save: SaveOptions { video: Some(Video::Keep), ..SaveOptions::default() },
+            save: SaveOptions {
+                video: Some(Video::Keep),
+                dependents: Some(Dependents::Exclude),
+                dirty: Some(Dirty::Wait),
+                ..SaveOptions::default()
+            },
         };
         let both = Policy::merge(file, args);
         let names: Vec<_> = both.selectors.iter().map(ToString::to_string).collect();
@@ -116,7 +210,12 @@ mod tests {
         assert!(both.save.best_effort());
         assert_eq!(both.save.video(), Video::Keep);
         assert_eq!(both.save.kernel_log(), KernelLog::Clear);
-        assert!(!SaveOptions::default().best_effort());
+        assert_eq!(both.save.dependents(), Dependents::Exclude);
+        assert_eq!((both.save.cache(), both.save.dirty()), (Cache::Exclude, Dirty::Wait));
+        let default = SaveOptions::default();
+        assert!(!default.best_effort());
+        assert_eq!(default.dependents(), Dependents::Keep);
+        assert_eq!((default.cache(), default.dirty()), (Cache::Keep, Dirty::Refuse));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One selection of processes: its text form, and what it matches.
+//! One selection: its text form, and which processes it matches.
 //!
 //! | kind | pattern | a process matches when |
 //! |---|---|---|
@@ -8,9 +8,15 @@
 //! | `uid` | number | its real or effective user id, as the caller puts it in the facts, is this |
 //! | `cgroup` | glob over a path | its cgroup v2 path, or a cgroup above that, matches |
 //! | `tty` | `pts/0`, `tty1`, `/dev/ttyS0` | its controlling terminal is this |
+//! | `unit` | systemd unit, may be a glob | it runs in this unit, or in one within it ([`Unit`]) |
+//! | `container` | id (12 digits or more) or name | it runs in this container ([`Container`]) |
+//! | `file` | glob over a path | never: what is left out is what the kernel keeps of a file |
+//! | `region` | `named`, `secretmem`, `dontdump` | never: what is left out is marked memory of processes that stay |
+//!
+//! A policy file may narrow two of them: `exe` by the arguments of the command line, `region` by one kind of process.
 
-use crate::{PathGlob, PolicyError};
-use serde::ser::SerializeStruct;
+use crate::{Container, PathGlob, PolicyError, Region, Unit};
+use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
@@ -30,6 +36,8 @@ pub struct ProcessFacts<'a> {
     pub comm: &'a str,
     /// Path of the executable; kernel threads have none.
     pub exe: Option<&'a str>,
+    /// What follows the program's name in the command line, joined by single spaces, if it could be read.
+    pub args: Option<&'a str>,
     /// User id.
     pub uid: u32,
     /// Path in the cgroup v2 hierarchy.
@@ -53,11 +61,36 @@ pub enum Kind {
     Cgroup,
     /// By controlling terminal.
     Tty,
+    /// By systemd unit.
+    Unit,
+    /// By container.
+    Container,
+    /// Not a process: a file.
+    File,
+    /// Not a process: marked memory.
+    Region,
 }
 
 impl Kind {
     /// All kinds, as the help lists them.
-    pub const ALL: [Self; 6] = [Self::Pid, Self::Comm, Self::Exe, Self::Uid, Self::Cgroup, Self::Tty];
+    pub const ALL: [Self; 10] = [
+        Self::Pid,
+        Self::Comm,
+        Self::Exe,
+        Self::Uid,
+        Self::Cgroup,
+        Self::Tty,
+        Self::Unit,
+        Self::Container,
+        Self::File,
+        Self::Region,
+    ];
+
+    /// Whether it selects processes.
+    #[must_use]
+    pub fn is_of_processes(self) -> bool {
+        !matches!(self, Self::File | Self::Region)
+    }
 
     /// The word before `=`.
     #[must_use]
@@ -69,6 +102,10 @@ impl Kind {
             Self::Uid => "uid",
             Self::Cgroup => "cgroup",
             Self::Tty => "tty",
+            Self::Unit => "unit",
+            Self::Container => "container",
+            Self::File => "file",
+            Self::Region => "region",
         }
     }
 }
@@ -87,7 +124,7 @@ impl FromStr for Kind {
     }
 }
 
-/// What a process must be like.
+/// What a process must be like, or what else is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Criterion {
     /// This process id.
@@ -102,6 +139,14 @@ pub enum Criterion {
     Cgroup(PathGlob),
     /// This terminal, without `/dev/`.
     Tty(String),
+    /// This systemd unit.
+    Unit(Unit),
+    /// This container.
+    Container(Container),
+    /// Files whose path in the guest matches.
+    File(PathGlob),
+    /// Memory marked so.
+    Region(Region),
 }
 
 impl Criterion {
@@ -124,10 +169,11 @@ impl Criterion {
             },
             Kind::Comm if pattern.len() > COMM_BYTES => Err(PolicyError::LongComm(own())),
             Kind::Comm => Ok(Self::Comm(own())),
-            Kind::Exe if !["/", "**/", "{"].iter().any(|p| pattern.starts_with(p)) => {
-                Err(PolicyError::RelativeExe(own()))
+            Kind::Exe | Kind::File if !["/", "**/", "{"].iter().any(|p| pattern.starts_with(p)) => {
+                Err(PolicyError::RelativePath { kind, pattern: own() })
             }
             Kind::Exe => Ok(Self::Exe(glob(pattern)?)),
+            Kind::File => Ok(Self::File(glob(pattern)?)),
             Kind::Uid => pattern.parse().map(Self::Uid).map_err(|_| PolicyError::BadUid(own())),
             Kind::Cgroup => {
                 // `systemd-cgls` prints paths without the first slash; a last slash names the same group.
@@ -138,6 +184,12 @@ impl Criterion {
                 name if name.is_empty() => Err(PolicyError::Empty(kind)),
                 name => Ok(Self::Tty(name.into_owned())),
             },
+            Kind::Unit | Kind::Container if pattern.contains('/') => {
+                Err(PolicyError::PathForName { kind, pattern: own() })
+            }
+            Kind::Unit => Ok(Self::Unit(Unit::new(glob(&Unit::full_name(pattern))?))),
+            Kind::Container => Ok(Self::Container(Container::new(pattern))),
+            Kind::Region => pattern.parse().map(Self::Region),
         }
     }
 
@@ -151,6 +203,10 @@ impl Criterion {
             Self::Uid(_) => Kind::Uid,
             Self::Cgroup(_) => Kind::Cgroup,
             Self::Tty(_) => Kind::Tty,
+            Self::Unit(_) => Kind::Unit,
+            Self::Container(_) => Kind::Container,
+            Self::File(_) => Kind::File,
+            Self::Region(_) => Kind::Region,
         }
     }
 
@@ -160,11 +216,14 @@ impl Criterion {
         match self {
             Self::Pid(n) | Self::Uid(n) => n.to_string(),
             Self::Comm(text) | Self::Tty(text) => text.clone(),
-            Self::Exe(glob) | Self::Cgroup(glob) => glob.as_str().to_owned(),
+            Self::Exe(glob) | Self::Cgroup(glob) | Self::File(glob) => glob.as_str().to_owned(),
+            Self::Unit(unit) => unit.as_str().to_owned(),
+            Self::Container(container) => container.as_str().to_owned(),
+            Self::Region(region) => region.name().to_owned(),
         }
     }
 
-    /// Whether the process is like this.
+    /// Whether the process is like this; never for what does not select processes.
     #[must_use]
     pub fn matches(&self, process: &ProcessFacts<'_>) -> bool {
         match self {
@@ -178,6 +237,9 @@ impl Criterion {
             Self::Uid(uid) => process.uid == *uid,
             Self::Cgroup(glob) => process.cgroup.is_some_and(|cgroup| glob.matches_or_holds(cgroup)),
             Self::Tty(tty) => process.tty.is_some_and(|t| terminal_name(t) == *tty),
+            Self::Unit(unit) => process.cgroup.is_some_and(|cgroup| unit.holds(cgroup)),
+            Self::Container(container) => process.cgroup.is_some_and(|cgroup| container.holds(cgroup)),
+            Self::File(_) | Self::Region(_) => false,
         }
     }
 }
@@ -191,11 +253,15 @@ fn terminal_name(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// One selection of processes to leave out.
+/// One selection of what to leave out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector {
-    /// What a process must be like.
+    /// What a process must be like, or what else is left out.
     pub criterion: Criterion,
+    /// With `exe`: what the arguments must be like as well.
+    pub args: Option<PathGlob>,
+    /// With `region`: only of processes like this.
+    pub of: Option<Criterion>,
     /// Whether it may match nothing.
     pub optional: bool,
     /// Whether the descendants of a matching process are left out with it.
@@ -203,16 +269,27 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// A selector that must match and that takes descendants along.
+    /// A selector that must match and, if it selects processes, takes their descendants along.
     #[must_use]
     pub fn new(criterion: Criterion) -> Self {
-        Self { criterion, optional: false, children: true }
+        let children = criterion.kind().is_of_processes();
+        Self { criterion, args: None, of: None, optional: false, children }
     }
 
     /// Whether the process itself is selected (descendants are the caller's to add).
     #[must_use]
     pub fn matches(&self, process: &ProcessFacts<'_>) -> bool {
-        self.criterion.matches(process)
+        self.criterion.matches(process) && self.fits_args(process)
+    }
+
+    /// Of a `region`: whether it is about this process. It is about all of them if the entry names none.
+    #[must_use]
+    pub fn is_about(&self, process: &ProcessFacts<'_>) -> bool {
+        self.of.as_ref().is_none_or(|of| of.matches(process)) && self.fits_args(process)
+    }
+
+    fn fits_args(&self, process: &ProcessFacts<'_>) -> bool {
+        self.args.as_ref().is_none_or(|glob| process.args.is_some_and(|args| glob.matches(args)))
     }
 }
 
@@ -224,19 +301,47 @@ impl FromStr for Selector {
     }
 }
 
+impl fmt::Display for Criterion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.kind(), self.pattern())
+    }
+}
+
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.criterion.kind(), self.criterion.pattern())
+        self.criterion.fmt(f)?;
+        if let Some(of) = &self.of {
+            write!(f, " {of}")?;
+        }
+        if let Some(args) = &self.args {
+            write!(f, " args={}", args.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Criterion {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut out = to.serialize_map(Some(2))?;
+        out.serialize_entry("kind", self.kind().name())?;
+        out.serialize_entry("pattern", &self.pattern())?;
+        out.end()
     }
 }
 
 impl Serialize for Selector {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut out = to.serialize_struct("Selector", 4)?;
-        out.serialize_field("kind", self.criterion.kind().name())?;
-        out.serialize_field("pattern", &self.criterion.pattern())?;
-        out.serialize_field("optional", &self.optional)?;
-        out.serialize_field("children", &self.children)?;
+        let mut out = to.serialize_map(None)?;
+        out.serialize_entry("kind", self.criterion.kind().name())?;
+        out.serialize_entry("pattern", &self.criterion.pattern())?;
+        if let Some(of) = &self.of {
+            out.serialize_entry("of", of)?;
+        }
+        if let Some(args) = &self.args {
+            out.serialize_entry("args", args.as_str())?;
+        }
+        out.serialize_entry("optional", &self.optional)?;
+        out.serialize_entry("children", &self.children)?;
         out.end()
     }
 }

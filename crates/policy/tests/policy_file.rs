@@ -1,6 +1,6 @@
 //! The policy file: what it says, and where it is wrong.
 
-use elision_policy::{KernelLog, Policy, Video};
+use elision_policy::{Cache, Dependents, Dirty, KernelLog, Policy, ProcessFacts, Region, Video};
 use std::path::Path;
 
 fn parse(text: &str) -> Result<Policy, String> {
@@ -22,6 +22,9 @@ fn a_whole_file_is_read() {
         best-effort = true
         video = "blank"
         kernel-log = "clear"
+        dependents = "refuse"
+        cache = "exclude"
+        dirty = "wait"
     "#;
     let policy = parse(text).unwrap();
     let [first, second] = policy.selectors.as_slice() else { panic!("{policy:?}") };
@@ -33,7 +36,60 @@ fn a_whole_file_is_read() {
     assert!(policy.save.best_effort());
     assert_eq!(policy.save.video(), Video::Blank);
     assert_eq!(policy.save.kernel_log(), KernelLog::Clear);
+    assert_eq!(policy.save.dependents(), Dependents::Refuse);
+    assert_eq!((policy.save.cache(), policy.save.dirty()), (Cache::Exclude, Dirty::Wait));
     assert_eq!(parse("").unwrap(), Policy::default());
+}
+
+const SERVER: ProcessFacts<'static> = ProcessFacts {
+    pid: 7,
+    comm: "python3",
+    exe: Some("/usr/bin/python3.11"),
+    args: Some("-u /srv/vault/main.py --port 80"),
+    uid: 0,
+    cgroup: None,
+    tty: None,
+};
+
+#[test]
+fn arguments_narrow_an_exe() {
+    for (args, expected) in [
+        ("*", true),
+        ("* /srv/vault/*", true), // `*` crosses a slash here
+        ("-u /srv/vault/main.py --port 80", true),
+        ("-u /srv/vault/main.py", false), // all of it or not
+        ("*--port 8080*", false),
+        ("", false),
+    ] {
+        let policy = parse(&format!("[[exclude]]\nexe = '/usr/bin/python3*'\nargs = '{args}'\n")).unwrap();
+        let selector = &policy.selectors[0];
+        assert_eq!(selector.matches(&SERVER), expected, "{args}");
+        assert!(!selector.matches(&ProcessFacts { args: None, ..SERVER }), "{args}: not known");
+        assert!(
+            !selector.matches(&ProcessFacts { exe: Some("/bin/sh"), ..SERVER }),
+            "{args}: another program"
+        );
+        assert_eq!(selector.to_string(), format!("exe=/usr/bin/python3* args={args}"));
+    }
+}
+
+#[test]
+fn files_and_regions_are_kept_apart_from_processes() {
+    let policy = parse(
+        "[[exclude]]\nfile = '/srv/**'\n[[exclude]]\nregion = 'named'\ncomm = 'python3'\n\
+         [[exclude]]\nuid = 3\n[[exclude]]\nregion = 'dontdump'\noptional = true\n",
+    )
+    .unwrap();
+    assert_eq!(policy.processes().map(ToString::to_string).collect::<Vec<_>>(), ["uid=3"]);
+    let files: Vec<_> = policy.files().map(|(s, glob)| (s.to_string(), glob.matches("/srv/a/b"))).collect();
+    assert_eq!(files, [("file=/srv/**".to_owned(), true)]);
+    let regions: Vec<_> = policy.regions().collect();
+    let [(named, Region::Named), (all, Region::Dontdump)] = regions.as_slice() else { panic!("{regions:?}") };
+    assert_eq!((named.to_string().as_str(), all.optional), ("region=named comm=python3", true));
+    let other = ProcessFacts { comm: "other", ..SERVER };
+    assert!(named.is_about(&SERVER) && !named.is_about(&other) && all.is_about(&other));
+    let json = serde_json::to_value(named).unwrap();
+    assert_eq!(json["of"], serde_json::json!({"kind": "comm", "pattern": "python3"}));
 }
 
 #[test]
@@ -55,6 +111,14 @@ fn errors_name_file_and_line() {
         ("[save]\nbest_effort = true\n", "p.toml:2: unknown field `best_effort`"),
         ("[save]\nvideo = \"off\"\n", "p.toml:2: unknown variant `off`"),
         ("[save]\n[save]\n", "p.toml:2: "),
+        ("[[exclude]]\nfile = '/a'\nuid = 3\n", "this one has uid, file"),
+        ("[[exclude]]\nfile = '/a'\nregion = 'named'\n", "this one has file, region"),
+        ("[[exclude]]\nregion = 'named'\nuid = 3\ncomm = 'a'\n", "this one has comm, uid, region"),
+        ("[[exclude]]\nregion = 'secret'\n", "p.toml:2: `region=secret` is not a kind of region"),
+        ("[[exclude]]\nfile = '/a'\nchildren = true\n", "p.toml:3: `children` has no meaning for a file"),
+        ("[[exclude]]\ncomm = 'a'\nargs = '*'\n", "p.toml:3: `args` narrows `exe`"),
+        ("[[exclude]]\nexe = '/a'\nargs = '['\n", "p.toml:3: The pattern of `args=[` is not a valid glob"),
+        ("[save]\ndependents = \"drop\"\n", "p.toml:2: unknown variant `drop`"),
         ("[other]\n", "p.toml:1: unknown field `other`"),
         ("[exclude]\ncomm = \"a\"\n", "p.toml:1: "),
         ("a = [\n", "p.toml:"),

@@ -7,6 +7,7 @@ const PSQL: ProcessFacts<'static> = ProcessFacts {
     pid: 42,
     comm: "psql",
     exe: Some("/usr/lib/postgresql/15/bin/psql"),
+    args: Some("-h db prod --file=/srv/a.sql"),
     uid: 1000,
     cgroup: Some("/user.slice/user-1000.slice/session-2.scope"),
     tty: Some("pts/3"),
@@ -44,6 +45,11 @@ fn selectors_match_what_they_say_and_nothing_else() {
         ("tty=pts3", true),
         ("tty=pts/33", false),
         ("tty=tty3", false),
+        ("unit=session-2.scope", true),
+        ("unit=session-*.scope", true),
+        ("unit=session-2", false),
+        ("unit=user-1000.slice", true),
+        ("container=0123456789ab", false),
     ];
     for (text, expected) in table {
         let selector: Selector = text.parse().unwrap();
@@ -59,6 +65,15 @@ fn a_fact_that_is_not_there_never_matches() {
         let selector: Selector = text.parse().unwrap();
         assert!(selector.matches(&PSQL), "{text}: control");
         assert!(!selector.matches(&kernel_thread), "{text}");
+    }
+}
+
+#[test]
+fn files_and_regions_are_no_processes() {
+    for text in ["file=/**", "region=named", "region=secretmem", "region=dontdump"] {
+        let selector: Selector = text.parse().unwrap();
+        assert!(!selector.matches(&PSQL) && !selector.children, "{text}");
+        assert!(selector.is_about(&PSQL), "{text}: of all processes");
     }
 }
 
@@ -90,6 +105,11 @@ fn what_cannot_match_is_refused_with_advice() {
         ("exe=/usr/[bin", "not a valid glob"),
         ("cgroup=/a{b", "not a valid glob"),
         ("comm=a\nb", "control characters"),
+        ("file=etc/passwd", "file=**/etc/passwd"),
+        ("file=/[", "not a valid glob"),
+        ("unit=system.slice/a.service", "with cgroup="),
+        ("container=/docker/1", "with cgroup="),
+        ("region=secret", "named, secretmem, dontdump"),
     ];
     for (text, part) in table {
         let message = text.parse::<Selector>().unwrap_err().to_string();
@@ -102,7 +122,7 @@ fn what_cannot_match_is_refused_with_advice() {
 
 proptest! {
     #[test]
-    fn any_text_is_a_selector_or_an_error(text in ".{0,80}", kind in 0_usize..6) {
+    fn any_text_is_a_selector_or_an_error(text in ".{0,80}", kind in 0..elision_policy::Kind::ALL.len()) {
         let _ = text.parse::<Selector>();
         let text = format!("{}={text}", elision_policy::Kind::ALL[kind]);
         if let Ok(selector) = text.parse::<Selector>() {
