@@ -143,7 +143,7 @@ pub(crate) struct Counts {
 
 /// What a descriptor says.
 impl PageLayout {
-    fn has(&self, raw: &Raw, flag: Option<u64>) -> bool {
+    pub(crate) fn has(&self, raw: &Raw, flag: Option<u64>) -> bool {
         flag.is_some_and(|bit| bit < 64 && raw.u64(self.flags) >> bit & 1 != 0)
     }
 
@@ -194,6 +194,16 @@ impl PageLayout {
     pub(crate) fn is_busy(&self, raw: &Raw) -> bool {
         // What the bit of the swap cache means for pages of files does not matter here.
         [self.locked_flag, self.writeback_flag, self.swap_cache_flag].iter().any(|flag| self.has(raw, *flag))
+    }
+
+    /// Whether somebody has the page for himself.
+    pub(crate) fn is_locked(&self, raw: &Raw) -> bool {
+        self.has(raw, self.locked_flag)
+    }
+
+    /// Whether the page is on its way to the disk.
+    pub(crate) fn is_written_back(&self, raw: &Raw) -> bool {
+        self.has(raw, self.writeback_flag)
     }
 
     /// Whether the page is on a reclaim list.

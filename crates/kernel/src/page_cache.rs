@@ -19,28 +19,56 @@ const WHAT: &str = "page cache";
 impl Kernel<'_> {
     /// The page cache (`address_space`) behind an area: the same for all that map one file.
     pub fn vma_mapping(&self, vma: &Vma) -> Result<Option<Gva>, KernelError> {
-        let Some(file) = vma.file else { return Ok(None) };
+        vma.file.map_or(Ok(None), |file| self.file_mapping(file))
+    }
+
+    /// The page cache (`address_space`) behind an open file.
+    pub fn file_mapping(&self, file: Gva) -> Result<Option<Gva>, KernelError> {
         let mapping = self.pointer(file.wrapping_add(self.profile.path.file_mapping), "open file")?;
         Ok((mapping.0 != 0).then_some(mapping))
+    }
+
+    /// Whether an open file consists of huge pages of hugetlbfs.
+    pub fn is_hugetlb_file(&self, file: Gva) -> Result<bool, KernelError> {
+        let Some(known) = self.symbol("hugetlbfs_file_operations") else { return Ok(false) };
+        Ok(self.open_file(file)?.operations == known)
     }
 
     /// Every frame in a file's page cache, and how many of its pages are swapped out. `budget` bounds
     /// frames and tree nodes, over all calls that share it: a frame is in one page cache only.
     pub fn cached_frames(&self, mapping: Gva, budget: &mut u64) -> Result<(Vec<Gfn>, u64), KernelError> {
+        let (heads, evicted) = self.cached_entries(mapping, budget)?;
+        let mut frames = Vec::new();
+        for head in heads {
+            let found = self.compound_frames(head)?;
+            *budget = budget.checked_sub(found.end - found.start - 1).ok_or(KernelError::Torn {
+                what: WHAT,
+                at: mapping,
+                why: TOO_MANY,
+            })?;
+            frames.extend(found.map(Gfn));
+        }
+        Ok((frames, evicted))
+    }
+
+    /// The first frame of every page in a file's page cache, and how many of its pages are swapped out.
+    pub(crate) fn cached_entries(
+        &self,
+        mapping: Gva,
+        budget: &mut u64,
+    ) -> Result<(Vec<Gfn>, u64), KernelError> {
         let root = self.u64(mapping.wrapping_add(self.profile.page_cache.head), WHAT)?;
-        let (mut frames, mut evicted) = (Vec::new(), 0);
+        let (mut heads, mut evicted) = (Vec::new(), 0);
         self.for_each_in_xarray(root, WHAT, budget, &mut |entry, budget| {
+            let torn = |why| KernelError::Torn { what: WHAT, at: Gva(entry), why };
+            *budget = budget.checked_sub(1).ok_or(torn(TOO_MANY))?;
             if entry & 1 != 0 {
                 evicted += 1;
-                return Ok(());
+            } else {
+                heads.push(self.frame_of(Gva(entry)).ok_or(torn("an entry is no page"))?);
             }
-            let torn = |why| KernelError::Torn { what: WHAT, at: Gva(entry), why };
-            let head = self.frame_of(Gva(entry)).ok_or(torn("an entry is no page"))?;
-            let found = self.compound_frames(head)?;
-            *budget = budget.checked_sub(found.end - found.start).ok_or(torn(TOO_MANY))?;
-            frames.extend(found.map(Gfn));
             Ok(())
         })?;
-        Ok((frames, evicted))
+        Ok((heads, evicted))
     }
 }

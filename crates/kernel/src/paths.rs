@@ -25,14 +25,47 @@ const PATH_LIMIT: usize = 4096;
 const NAME_LIMIT: u32 = 255;
 const WHAT: &str = "path";
 
+/// Where the way up from a dentry ends, with the names on it, the last one first.
+enum Climb {
+    /// At the root of all mounts.
+    Arrived(Vec<String>),
+    /// At the root of its file system, that of the mount being another one.
+    Detached(Vec<String>),
+}
+
 impl Kernel<'_> {
     /// Path of an open file, as `/proc/PID/exe` and `/proc/PID/maps` would show it.
     pub(crate) fn file_path(&self, file: Gva) -> Result<String, KernelError> {
         let layout = &self.profile.path;
         let start = self.pointer(file.wrapping_add(layout.file_dentry), WHAT)?;
         let vfsmount = self.pointer(file.wrapping_add(layout.file_mnt), WHAT)?;
-        let mut mount = Gva(vfsmount.0.wrapping_sub(layout.mount_mnt));
-        let mut dentry = start;
+        match self.climb(start, Gva(vfsmount.0.wrapping_sub(layout.mount_mnt)))? {
+            // The file has no place in the tree of its mount: memfd, System V shared memory.
+            Climb::Detached(names) if names.is_empty() => Ok(format!("/{} (deleted)", self.name_of(start)?)),
+            Climb::Detached(names) | Climb::Arrived(names) => self.joined(&names, start),
+        }
+    }
+
+    /// Path of a dentry in a mount of its file system, if it can be seen there.
+    pub(crate) fn path_below(&self, dentry: Gva, mount: Gva) -> Result<Option<String>, KernelError> {
+        match self.climb(dentry, mount)? {
+            Climb::Arrived(names) => self.joined(&names, dentry).map(Some),
+            Climb::Detached(_) => Ok(None),
+        }
+    }
+
+    /// Where a mount stands.
+    pub(crate) fn path_of_mount(&self, mount: Gva) -> Result<Option<String>, KernelError> {
+        let layout = &self.profile.path;
+        let root = self.pointer(mount.wrapping_add(layout.mount_mnt + layout.mnt_root), WHAT)?;
+        self.path_below(root, mount)
+    }
+
+    /// The names from a dentry up to the root of all mounts, or to that of its file system when the mount does
+    /// not show the dentry.
+    fn climb(&self, start: Gva, mount: Gva) -> Result<Climb, KernelError> {
+        let layout = &self.profile.path;
+        let (mut dentry, mut mount) = (start, mount);
         let (mut names, mut len): (Vec<String>, usize) = (Vec::new(), 0);
         while len < PATH_LIMIT {
             len += 1; // the slash; a step to another mount counts as well
@@ -41,16 +74,12 @@ impl Kernel<'_> {
             if dentry == root {
                 let parent_mount = self.pointer(mount.wrapping_add(layout.mount_parent), WHAT)?;
                 if parent_mount == mount {
-                    return self.joined(names, start);
+                    return Ok(Climb::Arrived(names));
                 }
                 dentry = self.pointer(mount.wrapping_add(layout.mount_point), WHAT)?;
                 mount = parent_mount;
             } else if parent == dentry {
-                // The file has no place in the tree of its mount: memfd, System V shared memory.
-                if names.is_empty() {
-                    return Ok(format!("/{} (deleted)", self.name_of(dentry)?));
-                }
-                return self.joined(names, start);
+                return Ok(Climb::Detached(names));
             } else {
                 let name = self.name_of(dentry)?;
                 len += name.len();
@@ -71,7 +100,7 @@ impl Kernel<'_> {
         if parent == dentry && dentry != root { self.name_of(dentry).map(Some) } else { Ok(None) }
     }
 
-    fn joined(&self, names: Vec<String>, dentry: Gva) -> Result<String, KernelError> {
+    fn joined(&self, names: &[String], dentry: Gva) -> Result<String, KernelError> {
         let mut path: String = names.iter().rev().flat_map(|name| ["/", name]).collect();
         if path.is_empty() {
             path.push('/');

@@ -10,10 +10,11 @@ use crate::kallsyms::Kallsyms;
 use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
-    KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, cpus, event_files, files, fpu, frames,
-    given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple, message_queues, names,
-    notifications, page, page_cache, paths, pcp, per_cpu_memory, perf, pipes, queued_signals, screens,
-    signal, skb, slab, sockets, stacks, system_v, tasks, terminals, tree, vmas, xarray,
+    KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, cpus, event_files, file_systems, files,
+    folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple,
+    message_queues, names, notifications, page, page_cache, paths, pcp, per_cpu_memory, perf, pipes,
+    queued_signals, screens, signal, skb, slab, sockets, stacks, system_v, tasks, terminals, tree, vmas,
+    xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,9 @@ pub struct Profile {
     pub(crate) cgroup: cgroup::CgroupLayout,
     pub(crate) cpu: cpus::CpuLayout,
     pub(crate) event_file: event_files::EventFileLayout,
+    pub(crate) file_systems: file_systems::FileSystemLayout,
     pub(crate) files: files::FilesLayout,
+    pub(crate) folios: folios::FolioLayout,
     pub(crate) fpu: fpu::FpuLayout,
     pub(crate) frame_owner: frames::FrameOwnerLayout,
     pub(crate) given_back: given_back::GivenBackLayout,
@@ -136,7 +139,9 @@ impl Profile {
             cgroup: cgroup::CgroupLayout::compile(&btf)?,
             cpu: cpus::CpuLayout::compile(&btf)?,
             event_file: event_files::EventFileLayout::compile(&btf)?,
+            file_systems: file_systems::FileSystemLayout::compile(&btf)?,
             files: files::FilesLayout::compile(&btf)?,
+            folios: folios::FolioLayout::compile(&btf)?,
             fpu: fpu::FpuLayout::compile(&btf)?,
             frame_owner: frames::FrameOwnerLayout::compile(&btf)?,
             given_back: given_back::GivenBackLayout::compile(&btf)?,
