@@ -4,6 +4,7 @@
 //! lead to it and no kept process's do. Mapping counts in `struct page` are not used: newer kernels
 //! do not keep them for each page of a large folio.
 
+use crate::regions::Regions;
 use crate::{DropReason, DropRun, PlanError, PlanSummary, Selection};
 use elision_kernel::{Entry, Kernel, KernelError, Mm, PageKind, Process, Pte, Vma};
 use elision_memory::{Budget, Gfn, Gva, LeafSize, PAGE_SIZE};
@@ -24,8 +25,19 @@ pub(crate) struct FrameTable {
     hugetlb: BTreeSet<Gfn>,
 }
 
-/// Large leaves already noted, of kept processes (`None`) or of excluded ones, on hugetlbfs or not.
-pub(crate) type LargeLeaves = BTreeSet<(Gfn, LeafSize, Option<bool>)>;
+/// What maps a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Mapper {
+    /// A process that stays.
+    Kept,
+    /// Marked memory of a process that stays.
+    Marked,
+    /// An excluded process, on hugetlbfs or not.
+    Excluded { hugetlb: bool },
+}
+
+/// Large leaves already noted.
+pub(crate) type LargeLeaves = BTreeSet<(Gfn, LeafSize, Mapper)>;
 
 /// What stands in the way of leaving everything out.
 pub(crate) type Unaccounted = Vec<String>;
@@ -44,7 +56,7 @@ impl FrameTable {
         }
     }
 
-    fn keep(&mut self, gfn: Gfn) {
+    pub(crate) fn keep(&mut self, gfn: Gfn) {
         if let Some(kept) = index(gfn).and_then(|i| self.kept.get_mut(i)) {
             *kept = true;
         }
@@ -63,10 +75,10 @@ impl FrameTable {
         large: &mut LargeLeaves,
         first: Gfn,
         size: LeafSize,
-        owner: Option<bool>,
+        mapper: Mapper,
     ) -> impl Iterator<Item = Gfn> + use<> {
         let limit = self.owner.len() as u64;
-        let is_new = first.0 < limit && (size == LeafSize::Size4K || large.insert((first, size, owner)));
+        let is_new = first.0 < limit && (size == LeafSize::Size4K || large.insert((first, size, mapper)));
         let end = if is_new { first.0.saturating_add(size.frames()).min(limit) } else { first.0 };
         (first.0..end).map(Gfn)
     }
@@ -87,6 +99,24 @@ impl FrameTable {
 
     fn owner_of(&self, gfn: Gfn) -> u32 {
         index(gfn).and_then(|i| self.owner.get(i)).copied().unwrap_or(0)
+    }
+
+    /// What a process gave back of a large folio keeps its content as long as the folio lives, and is in
+    /// no page table.
+    pub(crate) fn drop_rest_of_folio(
+        &mut self,
+        kernel: &Kernel<'_>,
+        head: Gfn,
+        reason: DropReason,
+        owner: u32,
+    ) -> Result<(), PlanError> {
+        for frame in kernel.compound_frames(head)?.map(Gfn) {
+            if self.owner_of(frame) == 0 && !self.is_kept(frame) {
+                self.set_owner(frame, owner);
+                self.drop_frame(frame, reason);
+            }
+        }
+        Ok(())
     }
 
     /// The drops as runs, and their counts.
@@ -123,7 +153,7 @@ struct SharedObjects {
 }
 
 pub(crate) struct FrameSurvey<'a, 'k> {
-    kernel: &'a Kernel<'k>,
+    pub(crate) kernel: &'a Kernel<'k>,
     pub(crate) table: FrameTable,
     budget: Budget,
     large: LargeLeaves,
@@ -131,7 +161,7 @@ pub(crate) struct FrameSurvey<'a, 'k> {
     /// more than fit into its RAM, and forged ones that lead to the same memory again and again end here.
     areas_left: u64,
     pub(crate) slots_left: u64,
-    cached_left: u64,
+    pub(crate) cached_left: u64,
     swap_areas: u32,
     pub(crate) unaccounted: Unaccounted,
 }
@@ -161,6 +191,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         summary: &mut PlanSummary,
     ) -> Result<(), PlanError> {
         let mut shared = SharedObjects::default();
+        let mut regions = Regions::new(&selection.regions, &selection.processes);
         let mut spaces = BTreeMap::new();
         for process in selection.excluded() {
             if let Some(addr) = process.mm {
@@ -178,9 +209,10 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                     process.pid, process.comm
                 ));
             }
-            if seen.insert(addr) && !spaces.is_empty() {
-                self.kept_space(addr, &mut shared)?;
+            if seen.insert(addr) && !(spaces.is_empty() && regions.is_empty()) {
+                self.kept_space(process, addr, &mut shared, &mut regions)?;
             }
+            regions.open_files(self.kernel, process, &mut self.slots_left)?;
             if !shared.excluded.is_empty() {
                 let slots_left = &mut self.slots_left;
                 self.kernel.for_each_open_mapping(process, slots_left, &mut |mapping| {
@@ -188,6 +220,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 })?;
             }
         }
+        regions.drop_marked(self, summary)?;
         self.drop_shared_objects(&shared)?;
         self.decide(summary)
     }
@@ -214,7 +247,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         self.walk(mm, &mut |table, large, gva, entry| match entry.pte {
             Pte::Memory(gpa) => {
                 let hugetlb = is_hugetlb(&vmas, gva);
-                for gfn in table.new_frames(large, gpa.gfn(), entry.size, Some(hugetlb)) {
+                for gfn in table.new_frames(large, gpa.gfn(), entry.size, Mapper::Excluded { hugetlb }) {
                     table.set_owner(gfn, pid);
                     if hugetlb {
                         table.hugetlb.insert(gfn);
@@ -239,20 +272,45 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         Ok(())
     }
 
-    fn kept_space(&mut self, addr: Gva, shared: &mut SharedObjects) -> Result<(), PlanError> {
+    fn kept_space(
+        &mut self,
+        process: &Process,
+        addr: Gva,
+        shared: &mut SharedObjects,
+        regions: &mut Regions<'_>,
+    ) -> Result<(), PlanError> {
         let mm = self.kernel.mm(addr)?;
+        let areas = if shared.excluded.is_empty() && regions.is_empty() { vec![] } else { self.areas(mm)? };
         if !shared.excluded.is_empty() {
-            for vma in self.areas(mm)? {
-                if let Some(mapping) = self.kernel.vma_mapping(&vma)? {
+            for vma in &areas {
+                if let Some(mapping) = self.kernel.vma_mapping(vma)? {
                     shared.excluded.remove(&mapping);
                 }
             }
         }
-        self.walk(mm, &mut |table, large, _, entry| {
-            if let Pte::Memory(gpa) = entry.pte {
-                table.new_frames(large, gpa.gfn(), entry.size, None).for_each(|gfn| table.keep(gfn));
+        let marked = regions.marked_areas(self.kernel, addr, &areas)?;
+        let busy = |what| PlanError::Busy { pid: process.pid, comm: process.comm.clone(), what };
+        if marked.is_some() && mm.write_locked {
+            return Err(busy("its address space is being changed"));
+        }
+        let mut moving = false;
+        self.walk(mm, &mut |table, large, gva, entry| {
+            let mark = marked.as_ref().and_then(|marked| Some((marked.pid, marked.at(gva)?)));
+            match (entry.pte, mark) {
+                (Pte::Memory(gpa), None) => {
+                    let frames = table.new_frames(large, gpa.gfn(), entry.size, Mapper::Kept);
+                    frames.for_each(|gfn| table.keep(gfn));
+                }
+                (Pte::Memory(gpa), Some((pid, hugetlb))) => {
+                    let frames = table.new_frames(large, gpa.gfn(), entry.size, Mapper::Marked);
+                    frames.for_each(|gfn| regions.mark(gfn, pid, hugetlb));
+                }
+                (Pte::Swap { .. }, Some((pid, _))) => regions.swapped(pid, entry.size.frames()),
+                (Pte::Special(_), Some(_)) => moving = true,
+                _ => {}
             }
-        })
+        })?;
+        if moving { Err(busy("a page of it is being moved")) } else { Ok(()) }
     }
 
     /// The files that a process maps.
@@ -335,24 +393,13 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                     let reason = if huge { DropReason::HugeTlb } else { DropReason::Anonymous };
                     self.table.drop_frame(frame, reason);
                     if folios.insert(page.head) {
-                        self.drop_rest_of_folio(page.head, reason, self.table.owner_of(frame))?;
+                        let owner = self.table.owner_of(frame);
+                        self.table.drop_rest_of_folio(self.kernel, page.head, reason, owner)?;
                     }
                 }
                 PageKind::SharedMemory => stays("shared memory or tmpfs file that others use or may use"),
                 PageKind::File => stays("page cache of a file"),
                 PageKind::Reserved | PageKind::Other => stays("memory of the kernel or a device"),
-            }
-        }
-        Ok(())
-    }
-
-    /// What a process gave back of a large folio keeps its content as long as the folio lives, and is in
-    /// no page table.
-    fn drop_rest_of_folio(&mut self, head: Gfn, reason: DropReason, owner: u32) -> Result<(), PlanError> {
-        for frame in self.kernel.compound_frames(head)?.map(Gfn) {
-            if self.table.owner_of(frame) == 0 && !self.table.is_kept(frame) {
-                self.table.set_owner(frame, owner);
-                self.table.drop_frame(frame, reason);
             }
         }
         Ok(())

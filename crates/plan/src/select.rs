@@ -1,6 +1,7 @@
 //! From a policy to the processes that it leaves out.
 
 use crate::PlanError;
+use crate::regions::{self, RegionRule};
 use elision_kernel::{Kernel, Process};
 use elision_policy::{Policy, ProcessFacts, Selector};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,8 @@ pub struct Selection {
     pub processes: Vec<Process>,
     /// Process ids of the excluded ones.
     pub excluded: BTreeSet<u32>,
+    /// What is left out of processes that stay.
+    pub regions: Vec<RegionRule>,
 }
 
 impl Selection {
@@ -42,7 +45,8 @@ impl Selection {
                 return Err(PlanError::NoMatch { selector: selector.to_string() });
             }
         }
-        Ok(Self { processes, excluded })
+        let regions = regions::rules(policy, &processes, &excluded);
+        Ok(Self { processes, excluded, regions })
     }
 
     /// The excluded processes.

@@ -173,8 +173,9 @@ fn human(planned: &Planned) -> String {
         text.push_str(&table(&[">PID", ">UID", ">THREADS", ">MEMORY", "COMM", "EXE"], rows));
         text.push('\n');
     }
-    // The processes stand above, with their memory.
-    let counts = PlanSummary { frames_by_owner: std::collections::BTreeMap::new(), ..planned.plan.clone() };
+    // The excluded processes stand above, with their memory; others may have marked some of theirs.
+    let mut counts = planned.plan.clone();
+    counts.frames_by_owner.retain(|pid, _| excluded.iter().all(|process| process.pid != *pid));
     text.push_str(&summary::plan(&counts));
     let _ =
         write!(text, "\nThe VM was paused {}, last for {:.0} ms. ", times(planned.looks), planned.pause_ms);
