@@ -171,7 +171,19 @@ macro_rules! from_error {
         }
     )*};
 }
-from_error!(AuditError, ImageError, KernelError, PlanError);
+from_error!(AuditError, ImageError, KernelError);
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        let failure = Self::from_error(Exit::from(&error), &error);
+        match error {
+            PlanError::Dirty { .. } => failure.with_help(
+                "Run `sync` in the guest and save again, or let the guest have the time to write by `--dirty wait`",
+            ),
+            _ => failure,
+        }
+    }
+}
 
 impl From<QemuError> for Failure {
     fn from(error: QemuError) -> Self {

@@ -70,6 +70,7 @@ fn dropped(reason: DropReason) -> &'static str {
         DropReason::HugeTlb => "huge pages",
         DropReason::Orphan => "private memory that nobody maps any more",
         DropReason::Region => "marked memory of processes that stay",
+        DropReason::PageCache => "cached files",
     }
 }
 
@@ -95,6 +96,7 @@ fn edited(reason: EditReason) -> &'static str {
         EditReason::ConnectionReset => "TCP connections, to end by reset",
         EditReason::IdleMapping => "idle kernel mappings, cleared",
         EditReason::BpfMap => "BPF maps, cleared",
+        EditReason::PageCache => "cached files, to be read again",
     }
 }
 

@@ -80,8 +80,8 @@ fn a_save_that_cannot_be_done_changes_nothing() {
 }
 
 fn selections(scene: &mut Scene) {
-    scene.refuses(&["comm=no-such-thing"], 3, &["No process matches `comm=no-such-thing`", "optional"]);
-    scene.refuses(&["pid=999999"], 3, &["No process matches `pid=999999`"]);
+    scene.refuses(&["comm=no-such-thing"], 3, &["Nothing in the guest matches `comm=no-such-thing`", "optional"]);
+    scene.refuses(&["pid=999999"], 3, &["Nothing in the guest matches `pid=999999`"]);
     // One that matches does not make up for one that does not.
     scene.refuses(&["uid=1234", "uid=4321"], 3, &["uid=4321"]);
     scene.refuses(&["pid=1"], 3, &["process 1", "cannot be left out", "panics when its first process ends"]);
@@ -212,7 +212,7 @@ fn a_paused_vm(scene: &mut Scene) {
     refuses(&mut save(&scene.guest, &target, &["uid=1234"]), 4, &parts);
     assert!(!runs(&mut scene.watch), "a VM that was paused must stay so");
     // A save that fails before leaves it paused too.
-    refuses(&mut save(&scene.guest, &target, &["uid=4321"]), 3, &["No process matches"]);
+    refuses(&mut save(&scene.guest, &target, &["uid=4321"]), 3, &["Nothing in the guest matches"]);
     assert!(!runs(&mut scene.watch));
     scene.guest.endpoints().cont().expect("it runs on");
     scene.unharmed(&[]);

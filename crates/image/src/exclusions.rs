@@ -303,7 +303,7 @@ fn owner_code(owner: Owner) -> u64 {
     owner.map_or(0, |pid| u64::from(pid) + 1)
 }
 
-const DROP_REASONS: [DropReason; 9] = [
+const DROP_REASONS: [DropReason; 10] = [
     DropReason::Free,
     DropReason::FreePerCpu,
     DropReason::FreeHuge,
@@ -313,9 +313,10 @@ const DROP_REASONS: [DropReason; 9] = [
     DropReason::HugeTlb,
     DropReason::Orphan,
     DropReason::Region,
+    DropReason::PageCache,
 ];
 
-const EDIT_REASONS: [EditReason; 19] = [
+const EDIT_REASONS: [EditReason; 20] = [
     EditReason::DeadStack,
     EditReason::UserRegisters,
     EditReason::FpuState,
@@ -335,6 +336,7 @@ const EDIT_REASONS: [EditReason; 19] = [
     EditReason::ConnectionReset,
     EditReason::IdleMapping,
     EditReason::BpfMap,
+    EditReason::PageCache,
 ];
 
 /// The number in the file. A new reason needs its line here and in [`DROP_REASONS`].
@@ -349,6 +351,7 @@ fn drop_code(reason: DropReason) -> u8 {
         DropReason::HugeTlb => 7,
         DropReason::Orphan => 8,
         DropReason::Region => 9,
+        DropReason::PageCache => 10,
     }
 }
 
@@ -374,5 +377,6 @@ fn edit_code(reason: EditReason) -> u8 {
         EditReason::ConnectionReset => 17,
         EditReason::IdleMapping => 18,
         EditReason::BpfMap => 19,
+        EditReason::PageCache => 20,
     }
 }

@@ -33,6 +33,7 @@ fn map() -> impl Strategy<Value = Exclusions> {
         Just(DropReason::HugeTlb),
         Just(DropReason::Orphan),
         Just(DropReason::Region),
+        Just(DropReason::PageCache),
     ];
     let edit_reason = prop_oneof![
         Just(EditReason::DeadStack),

@@ -79,7 +79,7 @@ impl Kernel<'_> {
     }
 
     /// How many references to each page the batches hold.
-    pub(crate) fn batch_references(&self) -> Result<BTreeMap<Gfn, u32>, KernelError> {
+    pub fn batch_references(&self) -> Result<BTreeMap<Gfn, u32>, KernelError> {
         let layout = &self.profile.batches;
         let mut references: BTreeMap<Gfn, u32> = BTreeMap::new();
         for (name, _) in VARIABLES {

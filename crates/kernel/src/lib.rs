@@ -38,6 +38,7 @@ mod locate;
 mod log;
 mod maple;
 mod marks;
+mod memory_groups;
 mod message_queues;
 mod names;
 mod notifications;

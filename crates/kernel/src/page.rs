@@ -235,6 +235,11 @@ impl PageLayout {
         self.has(raw, self.head_flag)
     }
 
+    /// The word that tells the cgroup that it is charged to.
+    pub(crate) fn charge_word(&self, raw: &Raw) -> Option<u64> {
+        self.charge.or(self.owner).map(|at| raw.u64(at))
+    }
+
     /// Whether it is charged to a cgroup as memory of the kernel.
     pub(crate) fn is_charged_to_kernel(&self, raw: &Raw) -> bool {
         self.charge.is_some_and(|at| raw.u64(at) & CHARGE_KERNEL != 0)

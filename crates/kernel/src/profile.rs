@@ -12,9 +12,9 @@ use crate::symbols::Symbols;
 use crate::{
     KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, cpus, event_files, file_systems, files,
     folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple,
-    message_queues, names, notifications, page, page_cache, paths, pcp, per_cpu_memory, perf, pipes,
-    queued_signals, screens, signal, skb, slab, sockets, stacks, system_v, tasks, terminals, tree, vmas,
-    xarray,
+    memory_groups, message_queues, names, notifications, page, page_cache, paths, pcp, per_cpu_memory, perf,
+    pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, system_v, tasks, terminals, tree,
+    vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,7 @@ pub struct Profile {
     pub(crate) irq_work: irq_work::IrqWorkLayout,
     pub(crate) log: log::LogLayout,
     pub(crate) keys: Option<keys::KeyLayout>,
+    pub(crate) memory_groups: memory_groups::MemoryGroupLayout,
     pub(crate) maple: maple::MapleLayout,
     pub(crate) messages: message_queues::MessageLayouts,
     pub(crate) mm: vmas::MmLayout,
@@ -151,6 +152,7 @@ impl Profile {
             irq_work: irq_work::IrqWorkLayout::compile(&btf)?,
             log: log::LogLayout::compile(&btf)?,
             keys: keys::KeyLayout::find(&btf)?,
+            memory_groups: memory_groups::MemoryGroupLayout::compile(&btf)?,
             maple: maple::MapleLayout::compile(&btf)?,
             messages: message_queues::MessageLayouts::compile(&btf)?,
             mm: vmas::MmLayout::compile(&btf)?,

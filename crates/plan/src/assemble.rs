@@ -5,7 +5,7 @@ use crate::frames::FrameSurvey;
 use crate::threads::{Edits, kept_fpus};
 use crate::vcpus::Vcpus;
 use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
-use crate::{idle_stacks, orphans};
+use crate::{cached_files, idle_stacks, orphans};
 use elision_kernel::{Kernel, Process};
 use elision_memory::Gfn;
 use std::collections::BTreeSet;
@@ -58,6 +58,7 @@ pub fn plan(
 
     let mut survey = FrameSurvey::new(kernel)?;
     survey.survey_processes(selection, &mut summary)?;
+    cached_files::survey(kernel, selection, &mut edits, &mut survey, options.best_effort)?;
     Channels::new(kernel, selection, &live, options, &mut edits, &mut survey)?.survey()?;
     survey.survey_free()?;
     let census = kernel.census()?;

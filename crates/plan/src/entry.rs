@@ -31,6 +31,8 @@ pub enum DropReason {
     Orphan = 8,
     /// Memory that a process which stays has marked to be left out.
     Region = 9,
+    /// What the guest has cached of a file.
+    PageCache = 10,
 }
 
 /// Consecutive frames dropped for one reason.
@@ -89,6 +91,8 @@ pub enum EditReason {
     IdleMapping = 18,
     /// What a BPF map holds that only excluded processes have open.
     BpfMap = 19,
+    /// The marks of a cached page that say it was read from its file.
+    PageCache = 20,
 }
 
 /// What happens to the bytes of an edit.

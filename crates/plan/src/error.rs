@@ -8,7 +8,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum PlanError {
     /// A selector that selects nothing is more likely a mistake than a wish.
-    #[error("No process matches `{selector}`. Correct it, or mark it optional in a policy file")]
+    #[error("Nothing in the guest matches `{selector}`. Correct it, or mark it optional in a policy file")]
     NoMatch {
         /// The selector as the user wrote it.
         selector: String,
@@ -43,6 +43,22 @@ pub enum PlanError {
         /// What it is doing.
         what: &'static str,
     },
+    /// A cached file is in the middle of something that ends by itself.
+    #[error("The file {file} is busy: {what}")]
+    FileBusy {
+        /// Its path in the guest.
+        file: String,
+        /// What happens to it.
+        what: &'static str,
+    },
+    /// Cached data that is to be left out is not on its disk yet: nothing else in the guest has it.
+    #[error("The guest has not written to its disk yet what it caches of {}", .files.join(", "))]
+    Dirty {
+        /// Paths in the guest, each with an amount.
+        files: Vec<String>,
+        /// Whether the policy says to wait.
+        wait: bool,
+    },
     /// Something of an excluded process is where Elision cannot take it out.
     #[error("Not everything of the excluded processes can be left out: {}", .0.join("; "))]
     Unaccounted(Vec<String>),
@@ -62,7 +78,11 @@ impl PlanError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Busy { .. } | Self::VcpuBusy { .. } | Self::Contradiction { .. } => true,
+            Self::Busy { .. }
+            | Self::FileBusy { .. }
+            | Self::VcpuBusy { .. }
+            | Self::Contradiction { .. } => true,
+            Self::Dirty { wait, .. } => *wait,
             Self::Kernel(error) => error.is_transient(),
             Self::NoMatch { .. } | Self::Indispensable { .. } | Self::Unaccounted(_) => false,
         }

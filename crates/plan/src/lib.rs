@@ -5,6 +5,7 @@
 //! bytes to change, and what must happen to each vCPU. Nothing is written here.
 
 mod assemble;
+mod cached_files;
 mod channels;
 mod entry;
 mod error;
@@ -19,6 +20,7 @@ mod threads;
 mod vcpus;
 
 pub use assemble::{Options, Outcome, plan};
+pub use cached_files::FileRules;
 pub use entry::{Change, DropReason, DropRun, Edit, EditReason, Owner, Plan, PlanSummary};
 pub use error::PlanError;
 pub use late::plan_late;

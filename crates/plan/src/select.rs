@@ -1,7 +1,7 @@
 //! From a policy to the processes that it leaves out.
 
-use crate::PlanError;
 use crate::regions::{self, RegionRule};
+use crate::{FileRules, PlanError};
 use elision_kernel::{Kernel, Process};
 use elision_policy::{Policy, ProcessFacts, Selector};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,8 @@ pub struct Selection {
     pub excluded: BTreeSet<u32>,
     /// What is left out of processes that stay.
     pub regions: Vec<RegionRule>,
+    /// What is left out of the page cache.
+    pub files: FileRules,
 }
 
 impl Selection {
@@ -46,7 +48,7 @@ impl Selection {
             }
         }
         let regions = regions::rules(policy, &processes, &excluded);
-        Ok(Self { processes, excluded, regions })
+        Ok(Self { processes, excluded, regions, files: FileRules::of(policy) })
     }
 
     /// The excluded processes.

@@ -16,6 +16,22 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The guest runs for 1 to this many milliseconds between two looks.
 const LONGEST_BREAK: u64 = 16;
 
+/// A guest writes what is 30 seconds old, and looks every 5 seconds (`mm/page-writeback.c`).
+const PATIENCE_WITH_DISKS: Duration = Duration::from_secs(120);
+/// Between two looks at what the guest writes.
+const BREAK_FOR_DISKS: Duration = Duration::from_secs(1);
+
+fn patience(error: &PlanError) -> Duration {
+    if matches!(error, PlanError::Dirty { .. }) { PATIENCE_WITH_DISKS } else { PATIENCE }
+}
+
+fn break_after(error: &PlanError, looks: u32) -> Duration {
+    match error {
+        PlanError::Dirty { .. } => BREAK_FOR_DISKS,
+        _ => Duration::from_millis(1 + u64::from(looks) % LONGEST_BREAK),
+    }
+}
+
 /// When the VM was stopped for the copy, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pause {
@@ -72,9 +88,9 @@ pub(super) fn capture(
                 let pause = Pause { began, length };
                 return Ok(Captured { guardian, selection, outcome, state, ram, pause, looks });
             }
-            Err(Held::Plan(error)) if runs && error.is_transient() && sought.elapsed() < PATIENCE => {
+            Err(Held::Plan(error)) if runs && error.is_transient() && sought.elapsed() < patience(&error) => {
                 tracing::debug!(%error, looks, "the guest was stopped at a bad moment");
-                std::thread::sleep(Duration::from_millis(1 + u64::from(looks) % LONGEST_BREAK));
+                std::thread::sleep(break_after(&error, looks));
             }
             Err(held) => {
                 guardian.dismiss()?;
