@@ -10,11 +10,11 @@ use crate::kallsyms::Kallsyms;
 use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
-    KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, cpus, event_files, file_systems, files,
-    folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple,
+    KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, command_line, cpus, event_files, file_systems,
+    files, folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple,
     memory_groups, message_queues, names, notifications, page, page_cache, paths, pcp, per_cpu_memory, perf,
-    pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, system_v, tasks, terminals, tree,
-    vmas, xarray,
+    pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, system_v, tasks, terminals, ties,
+    tree, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,7 @@ pub struct Profile {
     pub(crate) bpf: bpf_maps::BpfLayout,
     pub(crate) call: calls::CallLayout,
     pub(crate) cgroup: cgroup::CgroupLayout,
+    pub(crate) command_line: command_line::CommandLineLayout,
     pub(crate) cpu: cpus::CpuLayout,
     pub(crate) event_file: event_files::EventFileLayout,
     pub(crate) file_systems: file_systems::FileSystemLayout,
@@ -80,6 +81,7 @@ pub struct Profile {
     pub(crate) system_v: Option<system_v::IpcLayout>,
     pub(crate) task: tasks::TaskLayout,
     pub(crate) terminal: terminals::TerminalLayout,
+    pub(crate) tie: ties::TieLayout,
     pub(crate) xarray: xarray::XarrayLayout,
     pub(crate) tree: tree::TreeLayout,
     pub(crate) packet_socket: sockets::PacketSocketLayout,
@@ -138,6 +140,7 @@ impl Profile {
             bpf: bpf_maps::BpfLayout::compile(&btf)?,
             call: calls::CallLayout::compile(&btf)?,
             cgroup: cgroup::CgroupLayout::compile(&btf)?,
+            command_line: command_line::CommandLineLayout::compile(&btf)?,
             cpu: cpus::CpuLayout::compile(&btf)?,
             event_file: event_files::EventFileLayout::compile(&btf)?,
             file_systems: file_systems::FileSystemLayout::compile(&btf)?,
@@ -185,6 +188,7 @@ impl Profile {
             system_v: system_v::IpcLayout::find(&btf)?,
             task: tasks::TaskLayout::compile(&btf)?,
             terminal: terminals::TerminalLayout::compile(&btf)?,
+            tie: ties::TieLayout::compile(&btf)?,
             xarray: xarray::XarrayLayout::compile(&btf)?,
             zone: buddy::ZoneLayout::compile(&btf)?,
         })

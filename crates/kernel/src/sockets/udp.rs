@@ -66,6 +66,19 @@ impl Kernel<'_> {
         Ok((port != 0).then(|| UdpEnd { net, port, address: address.into() }))
     }
 
+    /// Where a UDP socket that is connected sends to, if that is inside the guest for sure: a loopback address, or
+    /// the socket's own.
+    pub fn udp_target(&self, socket: &Socket) -> Result<Option<UdpEnd>, KernelError> {
+        if !socket.is_udp() {
+            return Ok(None);
+        }
+        let net = self.pointer(socket.at.wrapping_add(self.profile.socket.net), WHAT)?;
+        let (local, _, remote, port) = self.pair(socket)?;
+        let address = Ipv6Addr::from(remote);
+        let loops = address.is_loopback() || address.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback());
+        Ok((port != 0 && (loops || local == remote)).then_some(UdpEnd { net, port, address }))
+    }
+
     /// Where a datagram in a UDP socket's queues was sent from, if that is inside the guest.
     pub fn udp_source(&self, receiver: &Socket, packet: Gva) -> Result<Option<UdpEnd>, KernelError> {
         let layout = &self.profile.packet;

@@ -60,6 +60,22 @@ impl Kernel<'_> {
         Ok(name.wrapping_add(FAMILY)..name.wrapping_add(len))
     }
 
+    /// The same in words: a path, or `@` and an abstract name.
+    pub fn unix_name_text(&self, socket: &Socket) -> Result<Option<String>, KernelError> {
+        let name = self.unix_name(socket)?;
+        let len = name.end.0.saturating_sub(name.start.0).min(NAME_LIMIT);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.read(name.start, &mut bytes, WHAT)?;
+        Ok(match bytes.as_slice() {
+            [] => None,
+            [0, abstract_name @ ..] => Some(format!("@{}", String::from_utf8_lossy(abstract_name))),
+            path => {
+                let path = path.split(|&b| b == 0).next().unwrap_or_default();
+                Some(String::from_utf8_lossy(path).into_owned())
+            }
+        })
+    }
+
     /// The files (`struct file`) that a message in a unix socket's queue carries.
     pub fn files_in_packet(&self, packet: Gva) -> Result<Vec<Gva>, KernelError> {
         let layout = &self.profile.unix;
