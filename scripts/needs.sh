@@ -1,5 +1,6 @@
 # Installs what is missing on Debian or Ubuntu, by package name, from the machine's own mirrors.
-# Sourced by ./demo, ./bench and ./test, which run from the top of the repository.
+# Sourced by ./demo, ./bench and ./test, which run from the top of the repository. `install_missing tests` installs
+# what only tests need too.
 
 RUST_NEEDED=1.85
 
@@ -34,6 +35,11 @@ install_missing() {
     have cpio cpio
     have xz xz-utils
     have cargo cargo
+    if [ "${1-}" = tests ]; then
+        have mke2fs e2fsprogs
+        have mkfs.xfs xfsprogs
+        have mkfs.btrfs btrfs-progs
+    fi
     # The C library's static archive, for the program that runs inside the guests.
     if [ ! -e /usr/lib/x86_64-linux-gnu/libc.a ] && [ ! -e /usr/lib64/libc.a ]; then
         missing="$missing libc6-dev"
