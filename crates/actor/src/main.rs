@@ -5,6 +5,7 @@
 //! actor play LABEL PLACES MODE SEED SLOT        a played process
 //! actor truth [symbols] [types]                 ground truth to the debug port
 //! actor storm ROUNDS                            ordinary work with checks
+//! actor secret LABEL                            a secret, for the input of another program
 //! ```
 
 mod channels;
@@ -21,7 +22,7 @@ mod spawn;
 mod storm;
 mod truth;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -34,6 +35,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes the secret of a label, so often.
+fn say(label: &str, copies: usize) -> io::Result<()> {
+    let secret = elision_actor::secret::secret(elision_actor::secret::DEFAULT_SEED, label);
+    io::stdout().write_all(&secret.repeat(copies))
 }
 
 fn run(words: &[&str]) -> io::Result<()> {
@@ -52,6 +59,8 @@ fn run(words: &[&str]) -> io::Result<()> {
             role.play()
         }
         ["truth", options @ ..] => truth::run(options.contains(&"symbols"), options.contains(&"types")),
+        ["secret", label] => say(label, 1),
+        ["secret", label, copies] => say(label, copies.parse().map_err(|_| bad())?),
         ["storm", rounds] => storm::run(rounds.parse().map_err(|_| bad())?),
         _ => Err(bad()),
     }

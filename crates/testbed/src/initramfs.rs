@@ -16,6 +16,15 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
 $b --install -s /bin
+if [ $ROOT_DISK ]; then
+    insmod /virtio_blk.ko
+    mkdir /new
+    mount -t ext4 $ROOT_DISK /new
+    cp /bin/actor /bin/busybox /new/usr/bin/
+    mount --move /dev /new/dev
+    umount /sys /proc
+    exec switch_root /new /sbin/init
+fi
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm

@@ -10,6 +10,7 @@
 //! # Ok::<(), elision_testbed::Error>(())
 //! ```
 //! - [`kernels`], [`modules`]: kernels fetched by package name through apt, kept in a cache.
+//! - [`debian`]: disks with a Debian system, for guests with systemd and real programs.
 //! - [`GuestOptions`], [`Guest`]: a QEMU command as a user would write it, and the guest that runs.
 //! - [`Control`]: requests to the server in the guest.
 //! - [`truth`]: what the guest's own kernel says.
@@ -22,6 +23,7 @@ pub mod console;
 mod control;
 pub mod counters;
 mod cpio;
+pub mod debian;
 pub mod dump;
 mod endpoints;
 mod error;

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::guest::{BOOT_LIMIT, Guest};
 use crate::kernels::Kernel;
 use crate::programs::Files;
-use crate::{initramfs, kernels, paths};
+use crate::{initramfs, kernels, modules, paths};
 use elision_memory::{FileOffset, Gpa, RamLayout, RamRegion};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,6 +32,7 @@ pub struct GuestOptions {
     append: Vec<String>,
     extra: Vec<String>,
     files: Files,
+    root_disk: Option<PathBuf>,
 }
 
 impl GuestOptions {
@@ -48,6 +49,7 @@ impl GuestOptions {
             append: Vec::new(),
             extra: Vec::new(),
             files: Files::new(),
+            root_disk: None,
         }
     }
 
@@ -107,6 +109,13 @@ impl GuestOptions {
         self
     }
 
+    /// With the system on this disk, such as one of [`debian`](crate::debian); the guest changes it.
+    #[must_use]
+    pub fn root_disk(mut self, disk: &Path) -> Self {
+        self.root_disk = Some(disk.to_owned());
+        self
+    }
+
     pub(crate) fn ram_mode(&self) -> RamMode {
         self.ram
     }
@@ -136,7 +145,11 @@ impl GuestOptions {
     /// The QEMU command, with its sockets, logs and RAM file in `folder`. The first word is the program.
     pub fn command_in(&self, folder: &Path) -> Result<Vec<String>, Error> {
         let kernel = self.kernel()?;
-        let initramfs = initramfs::with(&self.files, folder)?;
+        let mut files = self.files.clone();
+        if self.root_disk.is_some() {
+            files.push(("virtio_blk.ko".to_owned(), modules::get(&kernel, "virtio_blk")?));
+        }
+        let initramfs = initramfs::with(&files, folder)?;
         let accel = match self.accel {
             Some(accel) => accel,
             None => accel::choose(&self.kernel),
@@ -170,6 +183,13 @@ impl GuestOptions {
         for word in &self.append {
             append.push(' ');
             append.push_str(word);
+        }
+        if let Some(disk) = &self.root_disk {
+            // To the first process as a variable.
+            append.push_str(" ROOT_DISK=/dev/vda systemd.show_status=0");
+            // What a test's disk holds need not outlive the machine.
+            let drive = format!("file={},if=none,id=root,format=raw,cache=unsafe", disk.display());
+            add(&["-drive", &drive, "-device", "virtio-blk-pci,drive=root"]);
         }
         add(&["-append", &append]);
         add(&["-chardev", &format!("file,id=console,path={},append=on", at("console.log"))]);
