@@ -12,6 +12,7 @@ mod channels;
 mod counter;
 mod debug_port;
 mod idle;
+mod marks;
 mod places;
 mod play;
 mod procfs;

@@ -13,9 +13,11 @@
 //! | `file` | a file on the root filesystem, mapped private and only read |
 //! | `cow` | a private mapping of a file, written |
 //! | `xmm` | all sixteen SSE registers of every looping thread |
+//! | the name of marked memory | see [`crate::marks`] |
 //! | the name of a channel | see [`crate::channels`] |
 
 use crate::channels;
+use crate::marks;
 use crate::region::{HUGE, PAGE, Region};
 use elision_actor::protocol::Planted;
 use elision_actor::secret::{SECRET_LEN, secret};
@@ -105,7 +107,10 @@ impl Plants {
                 self.filled(name, Region::of_file(file.as_fd(), len(512 << 10), false)?, secret)?;
                 self.held.push(file.into());
             }
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such place")),
+            _ => match marks::plant(name, secret, &mut self.held)? {
+                Some(region) => self.note(name, region)?,
+                None => return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such place")),
+            },
         }
         Ok(())
     }

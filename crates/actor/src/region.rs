@@ -77,6 +77,13 @@ impl Region {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.add(at), bytes.len()) }
     }
 
+    /// A part of it.
+    pub(crate) fn part(self, at: usize, len: usize) -> Self {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "a part past a region");
+        // SAFETY: inside the mapping (checked above).
+        Self { start: unsafe { self.start.add(at) }, len }
+    }
+
     /// Pointer to the aligned word at `at`.
     pub(crate) fn word(self, at: usize) -> *mut u64 {
         assert!(at % 8 == 0 && at + 8 <= self.len, "no word there");

@@ -3,7 +3,7 @@
 
 use crate::apt::{Apt, newest};
 use crate::error::{Context, Error, output_of};
-use crate::{apt_sources, kernels, paths};
+use crate::{apt_sources, initramfs, kernels, paths};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +32,20 @@ pub fn get(package: &str, programs: &[&str]) -> Result<Files, Error> {
         files.push(((*program).to_owned(), binary));
     }
     Ok(files)
+}
+
+/// An example of a crate of this workspace, as one static file.
+pub fn rust_example(package: &str, example: &str) -> Result<PathBuf, Error> {
+    initramfs::build_static(&["-p", package, "--example", example], &format!("examples/{example}"))
+}
+
+/// A C program of this workspace, given by its path in it, as one static file in `folder`.
+pub fn c_program(source: &str, folder: &Path) -> Result<PathBuf, Error> {
+    let source = paths::repository().join(source);
+    let program = folder.join(source.file_stem().unwrap_or_default());
+    let flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o"];
+    output_of(Command::new("cc").args(flags).arg(&program).arg(&source))?;
+    Ok(program)
 }
 
 /// Unpacks the package and what it depends on into one folder.
