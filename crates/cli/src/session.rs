@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use elision_kernel::{Kernel, KernelError, ProfileCache};
 use elision_memory::{Gpa, Ram};
 use elision_plan::{Options, VcpuState};
-use elision_policy::{KernelLog, Policy};
+use elision_policy::{Dependents, KernelLog, Policy};
 use elision_qemu::{DeviceState, Guardian, QemuError, Vm};
 use std::io;
 use std::path::Path;
@@ -39,7 +39,11 @@ pub(crate) fn open_kernel<'a>(vm: &mut Vm, ram: &'a Ram) -> Result<Kernel<'a>, F
 
 /// How to plan for a policy.
 pub(crate) fn options(policy: &Policy, best_effort: bool) -> Options {
-    Options { best_effort, clear_log: policy.save.kernel_log() == KernelLog::Clear }
+    Options {
+        best_effort,
+        clear_log: policy.save.kernel_log() == KernelLog::Clear,
+        refuse_dependents: policy.save.dependents() == Dependents::Refuse,
+    }
 }
 
 /// Tries again while the guest changes under our eyes; the last error if it never holds still.

@@ -17,6 +17,8 @@ pub struct Options {
     pub best_effort: bool,
     /// Clear all of the kernel's log, and not only what excluded processes wrote.
     pub clear_log: bool,
+    /// Refuse while a process that stays can have received data of an excluded one.
+    pub refuse_dependents: bool,
 }
 
 /// A plan, and what it asks of the vCPUs.
@@ -63,7 +65,12 @@ pub fn plan(
     survey.survey_free()?;
     let census = kernel.census()?;
     orphans::survey(kernel, census.unmapped, selection, &mut survey.table, &mut summary)?;
-    let unaccounted = std::mem::take(&mut survey.unaccounted);
+    summary.dependents =
+        selection.dependents.iter().map(|(pid, relation)| (*pid, relation.excluded)).collect();
+    let mut unaccounted = std::mem::take(&mut survey.unaccounted);
+    if options.refuse_dependents {
+        unaccounted.extend(selection.refused_dependents(kernel)?);
+    }
     if !unaccounted.is_empty() && !options.best_effort {
         return Err(PlanError::Unaccounted(unaccounted));
     }

@@ -156,6 +156,9 @@ pub struct PlanSummary {
     pub frames_by_owner: BTreeMap<u32, u64>,
     /// Frames that excluded processes map and that stay, by what they are.
     pub kept_frames: BTreeMap<String, u64>,
+    /// Processes that were left out as dependents, each with the one that it depends on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dependents: BTreeMap<u32, u32>,
     /// What could not be accounted for and was let pass by `--best-effort`. Empty in a complete image.
     pub unaccounted: Vec<String>,
 }

@@ -25,6 +25,16 @@ pub enum PlanError {
         /// Why not.
         why: &'static str,
     },
+    /// A selector asks for arguments that cannot be read.
+    #[error(
+        "Cannot tell whether `args` selects process {pid} ({comm}): its command line is not in the guest's memory as a whole"
+    )]
+    NoCommandLine {
+        /// The process.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
     /// An excluded process is in the middle of something that ends by itself.
     #[error("Process {pid} ({comm}) is busy: {what}")]
     Busy {
@@ -84,7 +94,10 @@ impl PlanError {
             | Self::Contradiction { .. } => true,
             Self::Dirty { wait, .. } => *wait,
             Self::Kernel(error) => error.is_transient(),
-            Self::NoMatch { .. } | Self::Indispensable { .. } | Self::Unaccounted(_) => false,
+            Self::NoMatch { .. }
+            | Self::NoCommandLine { .. }
+            | Self::Indispensable { .. }
+            | Self::Unaccounted(_) => false,
         }
     }
 }

@@ -15,6 +15,7 @@ mod idle_stacks;
 mod late;
 mod orphans;
 mod regions;
+mod relations;
 mod select;
 mod threads;
 mod vcpus;
@@ -25,5 +26,6 @@ pub use entry::{Change, DropReason, DropRun, Edit, EditReason, Owner, Plan, Plan
 pub use error::PlanError;
 pub use late::plan_late;
 pub use regions::RegionRule;
+pub use relations::{Relation, RelationKind, Role};
 pub use select::Selection;
 pub use vcpus::{VcpuAction, VcpuState};

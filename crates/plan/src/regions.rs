@@ -11,7 +11,7 @@
 //! (registers, stacks, pipes) is not marked, and stays.
 
 use crate::frames::{FrameSurvey, FrameTable};
-use crate::select::facts;
+use crate::select::Arguments;
 use crate::{DropReason, PlanError, PlanSummary};
 use elision_kernel::{Kernel, PageKind, Process, Vma};
 use elision_memory::{Gfn, Gva, PAGE_SIZE};
@@ -33,11 +33,16 @@ pub struct RegionRule {
 }
 
 /// The rules of a policy. `excluded` processes are left out as a whole.
-pub(crate) fn rules(policy: &Policy, processes: &[Process], excluded: &BTreeSet<u32>) -> Vec<RegionRule> {
+pub(crate) fn rules(
+    policy: &Policy,
+    processes: &[Process],
+    excluded: &BTreeSet<u32>,
+    arguments: &Arguments,
+) -> Vec<RegionRule> {
     let rule = |(selector, region): (&elision_policy::Selector, Region)| {
         let stays =
             processes.iter().filter(|p| p.mm.is_some() && !p.kernel_thread && !excluded.contains(&p.pid));
-        let pids = stays.filter(|p| selector.is_about(&facts(p))).map(|p| p.pid).collect();
+        let pids = stays.filter(|p| selector.is_about(&arguments.facts(p))).map(|p| p.pid).collect();
         RegionRule { region, pids, selector: selector.to_string(), optional: selector.optional }
     };
     policy.regions().map(rule).collect()

@@ -1,9 +1,10 @@
 //! From a policy to the processes that it leaves out.
 
 use crate::regions::{self, RegionRule};
+use crate::relations::{self, Relation};
 use crate::{FileRules, PlanError};
 use elision_kernel::{Kernel, Process};
-use elision_policy::{Policy, ProcessFacts, Selector};
+use elision_policy::{Dependents, Policy, ProcessFacts, Selector};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All processes of the guest, and which of them are left out.
@@ -13,6 +14,8 @@ pub struct Selection {
     pub processes: Vec<Process>,
     /// Process ids of the excluded ones.
     pub excluded: BTreeSet<u32>,
+    /// Those among them that no selector selects: dependents, each with the relation for which it was taken along.
+    pub dependents: BTreeMap<u32, Relation>,
     /// What is left out of processes that stay.
     pub regions: Vec<RegionRule>,
     /// What is left out of the page cache.
@@ -27,10 +30,11 @@ impl Selection {
         for process in processes.iter().filter(|p| p.parent != p.pid) {
             children.entry(process.parent).or_default().push(process);
         }
+        let arguments = Arguments::read(kernel, policy, &processes)?;
         let mut excluded = BTreeSet::new();
         for selector in policy.processes() {
             let mut matched = false;
-            for process in processes.iter().filter(|p| selector.matches(&facts(p))) {
+            for process in processes.iter().filter(|p| selector.matches(&arguments.facts(p))) {
                 if process.kernel_thread && !names_one_process(selector) {
                     continue; // a uid or cgroup pattern means user processes
                 }
@@ -47,8 +51,12 @@ impl Selection {
                 return Err(PlanError::NoMatch { selector: selector.to_string() });
             }
         }
-        let regions = regions::rules(policy, &processes, &excluded);
-        Ok(Self { processes, excluded, regions, files: FileRules::of(policy) })
+        let dependents = match policy.save.dependents() {
+            Dependents::Exclude => relations::take_dependents(kernel, &processes, &mut excluded)?,
+            Dependents::Keep | Dependents::Refuse => BTreeMap::new(),
+        };
+        let regions = regions::rules(policy, &processes, &excluded, &arguments);
+        Ok(Self { processes, excluded, dependents, regions, files: FileRules::of(policy) })
     }
 
     /// The excluded processes.
@@ -62,13 +70,39 @@ impl Selection {
     }
 }
 
-/// What a selector is matched against.
-pub(crate) fn facts(process: &Process) -> ProcessFacts<'_> {
+/// The command lines of processes, read only where a selector asks for them.
+#[derive(Default)]
+pub(crate) struct Arguments(BTreeMap<u32, String>);
+
+impl Arguments {
+    fn read(kernel: &Kernel<'_>, policy: &Policy, processes: &[Process]) -> Result<Self, PlanError> {
+        let mut found = BTreeMap::new();
+        let is_asked_for = |process: &&Process| {
+            let asks = |s: &&Selector| s.args.is_some() && s.may_match(&facts(process, None));
+            process.mm.is_some() && policy.selectors.iter().any(|s| asks(&s))
+        };
+        for process in processes.iter().filter(is_asked_for) {
+            let Some(text) = kernel.arguments(process)? else {
+                let (pid, comm) = (process.pid, process.comm.clone());
+                return Err(PlanError::NoCommandLine { pid, comm });
+            };
+            found.insert(process.pid, text);
+        }
+        Ok(Self(found))
+    }
+
+    /// What a selector is matched against.
+    pub(crate) fn facts<'a>(&'a self, process: &'a Process) -> ProcessFacts<'a> {
+        facts(process, self.0.get(&process.pid).map(String::as_str))
+    }
+}
+
+fn facts<'a>(process: &'a Process, args: Option<&'a str>) -> ProcessFacts<'a> {
     ProcessFacts {
         pid: process.pid,
         comm: &process.comm,
         exe: process.exe.as_deref(),
-        args: None,
+        args,
         uid: process.uid,
         cgroup: process.cgroup.as_deref(),
         tty: process.tty.as_deref(),

@@ -282,6 +282,12 @@ impl Selector {
         self.criterion.matches(process) && self.fits_args(process)
     }
 
+    /// Whether the process is selected if its arguments fit, or a region is about it then.
+    #[must_use]
+    pub fn may_match(&self, process: &ProcessFacts<'_>) -> bool {
+        self.of.as_ref().unwrap_or(&self.criterion).matches(process)
+    }
+
     /// Of a `region`: whether it is about this process. It is about all of them if the entry names none.
     #[must_use]
     pub fn is_about(&self, process: &ProcessFacts<'_>) -> bool {
