@@ -11,6 +11,7 @@ mod harden;
 mod in_use;
 mod named;
 mod output;
+mod relations;
 mod save;
 mod selection;
 mod session;

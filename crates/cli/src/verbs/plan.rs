@@ -4,6 +4,7 @@ use crate::args::PlanArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
+use crate::relations;
 use crate::session::{Session, open_kernel, options, vcpu_states, while_paused};
 use crate::summary;
 use crate::text::{count, or_dash, printable, size};
@@ -21,11 +22,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the guest runs between two looks.
 const BREAK: Duration = Duration::from_millis(20);
 
+/// The column that is only there if dependents are.
+const DEPENDENT_OF: usize = 5;
+
 #[derive(Serialize)]
 struct Planned {
     guest: Guest,
     policy: Policy,
     excluded: Vec<Excluded>,
+    /// What the excluded processes share with those that stay.
+    relations: Vec<relations::Row>,
     plan: PlanSummary,
     vcpus: Vec<VcpuRow>,
     /// Whether a save with the same arguments would make an image.
@@ -47,6 +53,8 @@ struct Excluded {
     comm: String,
     exe: Option<String>,
     frames: u64,
+    /// The process for which it is left out, if no selector selects it.
+    dependent_of: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -92,14 +100,16 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
                 let planning = begin.elapsed();
                 // A save does this in the copy.
                 outcome.plan.add_late(plan_late(kernel)?);
-                Ok((selection, outcome, planning))
+                let relations = relations::rows(selection.relations(kernel)?, &selection);
+                Ok((selection, relations, outcome, planning))
             });
             Ok(planned)
         })?;
         match answer {
-            Ok((selection, outcome, planning)) => {
+            Ok((selection, relations, outcome, planning)) => {
                 let times = Times { pause, planning };
-                return Ok(Planned::new(kernel, policy, &selection, outcome, looks, times));
+                let planned = Planned::new(kernel, policy, &selection, outcome, looks, times);
+                return Ok(Planned { relations, ..planned });
             }
             Err(error) if may_try_again(&error, runs, begin) => std::thread::sleep(BREAK),
             Err(error) => return Err(error.into()),
@@ -130,6 +140,7 @@ impl Planned {
             comm: process.comm.clone(),
             exe: process.exe.clone(),
             frames: plan.frames_by_owner.get(&process.pid).copied().unwrap_or(0),
+            dependent_of: selection.dependents.get(&process.pid).map(|relation| relation.excluded),
         });
         Self {
             guest: Guest {
@@ -138,6 +149,7 @@ impl Planned {
             },
             policy: policy.clone(),
             excluded: excluded.collect(),
+            relations: Vec::new(),
             vcpus: outcome.vcpus.iter().map(VcpuRow::from).collect(),
             would_save: plan.unaccounted.is_empty() || policy.save.best_effort(),
             plan,
@@ -167,11 +179,21 @@ fn human(planned: &Planned) -> String {
                 process.threads.to_string(),
                 size(summary::frame_bytes(process.frames)),
                 printable(&process.comm),
+                process.dependent_of.map_or_else(String::new, |pid| pid.to_string()),
                 or_dash(process.exe.as_deref()),
             ]
         });
-        text.push_str(&table(&[">PID", ">UID", ">THREADS", ">MEMORY", "COMM", "EXE"], rows));
+        let mut titles = vec![">PID", ">UID", ">THREADS", ">MEMORY", "COMM", ">FOR", "EXE"];
+        let mut rows: Vec<_> = rows.collect();
+        if excluded.iter().all(|process| process.dependent_of.is_none()) {
+            titles.remove(DEPENDENT_OF);
+            rows.iter_mut().for_each(|row| drop(row.remove(DEPENDENT_OF)));
+        }
+        text.push_str(&table(&titles, rows));
         text.push('\n');
+    }
+    if !planned.relations.is_empty() {
+        let _ = writeln!(text, "Shared with processes that stay\n{}", relations::tree(&planned.relations));
     }
     // The excluded processes stand above, with their memory; others may have marked some of theirs.
     let mut counts = planned.plan.clone();
@@ -210,7 +232,9 @@ mod tests {
                 comm: "psql".to_owned(),
                 exe: None,
                 frames: 2,
+                dependent_of: None,
             }],
+            relations: vec![],
             plan: PlanSummary {
                 dropped_frames: [(DropReason::Anonymous, 2)].into(),
                 frames_by_owner: [(812, 2)].into(),
@@ -235,7 +259,9 @@ mod tests {
             },
             "excluded": [{
                 "pid": 812, "ppid": 1, "uid": 101, "threads": 1, "comm": "psql", "exe": null, "frames": 2,
+                "dependent_of": null,
             }],
+            "relations": [],
             "plan": {
                 "dropped_frames": {"anonymous": 2}, "edited_bytes": {}, "frames_by_owner": {"812": 2},
                 "kept_frames": {}, "unaccounted": [],
