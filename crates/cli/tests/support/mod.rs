@@ -63,24 +63,23 @@ pub(crate) fn sh(guest: &mut Guest, cmd: &str) -> String {
 
 /// How often the secret of each label stands in an image, in RAM and in the device state together.
 pub(crate) fn copies(image: &Path, labels: &[&str]) -> Vec<u64> {
+    labels.iter().map(|label| copies_of(image, &secret(label))).collect()
+}
+
+/// The same for any bytes.
+pub(crate) fn copies_of(image: &Path, needle: &[u8]) -> u64 {
     let folder = tempfile::tempdir().expect("a folder");
-    labels
-        .iter()
-        .map(|label| {
-            let file = folder.path().join("secret");
-            std::fs::write(&file, secret(label)).expect("a file");
-            let mut command = elision();
-            command.arg("audit").arg(image).arg("--secret-file").arg(&file).arg("--json");
-            let output = command.output().expect("elision starts");
-            let found: Value = serde_json::from_slice(&output.stdout)
-                .unwrap_or_else(|_| panic!("audit failed: {}", words(&output)));
-            let findings =
-                found["searched"].as_array().into_iter().flatten().flat_map(|s| s["findings"].as_array());
-            let total = findings.flatten().map(|f| f["count"].as_u64().expect("a count")).sum();
-            assert_eq!(output.status.code(), Some(i32::from(total > 0)), "exit status of audit");
-            total
-        })
-        .collect()
+    let file = folder.path().join("secret");
+    std::fs::write(&file, needle).expect("a file");
+    let mut command = elision();
+    command.arg("audit").arg(image).arg("--secret-binary").arg(&file).arg("--json");
+    let output = command.output().expect("elision starts");
+    let found: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("audit failed: {}", words(&output)));
+    let findings = found["searched"].as_array().into_iter().flatten().flat_map(|s| s["findings"].as_array());
+    let total = findings.flatten().map(|f| f["count"].as_u64().expect("a count")).sum();
+    assert_eq!(output.status.code(), Some(i32::from(total > 0)), "exit status of audit");
+    total
 }
 
 /// Guest time within which every excluded process must have ended after a restore. A guest's clock goes on
