@@ -206,6 +206,13 @@ impl PageLayout {
         self.has(raw, self.writeback_flag)
     }
 
+    /// Whether the page is in the swap cache. The bit means something else for pages of files.
+    pub(crate) fn is_in_swap_cache(&self, raw: &Raw) -> bool {
+        self.page_type(raw) != Some(PageType::Slab)
+            && self.has(raw, self.swap_cache_flag)
+            && self.has(raw, self.swap_backed)
+    }
+
     /// Whether the page is on a reclaim list.
     pub(crate) fn is_on_lru(&self, raw: &Raw) -> bool {
         self.has(raw, self.lru_flag)
@@ -260,8 +267,7 @@ impl Kernel<'_> {
     /// Whether a page belongs to the swap cache, given by the head of its compound page.
     pub fn is_in_swap_cache(&self, head: Gfn) -> Result<bool, KernelError> {
         let (layout, raw) = (&self.profile.page, self.raw_page(head)?);
-        // The bit means something else for pages of files.
-        Ok(layout.has(&raw, layout.swap_cache_flag) && layout.has(&raw, layout.swap_backed))
+        Ok(layout.is_in_swap_cache(&raw))
     }
 
     /// All frames of the compound page that begins at `head`.

@@ -57,18 +57,31 @@ impl Kernel<'_> {
         mapping: Gva,
         budget: &mut u64,
     ) -> Result<(Vec<Gfn>, u64), KernelError> {
-        let root = self.u64(mapping.wrapping_add(self.profile.page_cache.head), WHAT)?;
         let (mut heads, mut evicted) = (Vec::new(), 0);
-        self.for_each_in_xarray(root, WHAT, budget, &mut |entry, budget| {
-            let torn = |why| KernelError::Torn { what: WHAT, at: Gva(entry), why };
-            *budget = budget.checked_sub(1).ok_or(torn(TOO_MANY))?;
+        self.for_each_cached(mapping, budget, &mut |entry| {
             if entry & 1 != 0 {
                 evicted += 1;
             } else {
-                heads.push(self.frame_of(Gva(entry)).ok_or(torn("an entry is no page"))?);
+                let torn = KernelError::Torn { what: WHAT, at: Gva(entry), why: "an entry is no page" };
+                heads.push(self.frame_of(Gva(entry)).ok_or(torn)?);
             }
             Ok(())
         })?;
         Ok((heads, evicted))
+    }
+
+    /// Calls `visit` with each entry of a page cache: a page, or a value with its lowest bit set.
+    pub(crate) fn for_each_cached(
+        &self,
+        mapping: Gva,
+        budget: &mut u64,
+        visit: &mut dyn FnMut(u64) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let root = self.u64(mapping.wrapping_add(self.profile.page_cache.head), WHAT)?;
+        self.for_each_in_xarray(root, WHAT, budget, &mut |entry, budget| {
+            let torn = KernelError::Torn { what: WHAT, at: Gva(entry), why: TOO_MANY };
+            *budget = budget.checked_sub(1).ok_or(torn)?;
+            visit(entry)
+        })
     }
 }

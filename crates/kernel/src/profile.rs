@@ -13,8 +13,8 @@ use crate::{
     KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, command_line, cpus, event_files, file_systems,
     files, folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple,
     memory_groups, message_queues, names, notifications, page, page_cache, paths, pcp, per_cpu_memory, perf,
-    pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, system_v, tasks, terminals, ties,
-    tree, vmas, xarray,
+    pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, swap, system_v, tasks, terminals,
+    ties, tree, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ pub struct Profile {
     pub(crate) slab_cache: slab::CacheLayout,
     pub(crate) socket: sockets::SocketLayout,
     pub(crate) stack: stacks::StackLayout,
+    pub(crate) swap: swap::SwapLayout,
     pub(crate) system_v: Option<system_v::IpcLayout>,
     pub(crate) task: tasks::TaskLayout,
     pub(crate) terminal: terminals::TerminalLayout,
@@ -185,6 +186,7 @@ impl Profile {
             slab: slab::SlabLayout::compile(&btf)?,
             slab_cache: slab::CacheLayout::compile(&btf)?,
             stack,
+            swap: swap::SwapLayout::compile(&btf)?,
             system_v: system_v::IpcLayout::find(&btf)?,
             task: tasks::TaskLayout::compile(&btf)?,
             terminal: terminals::TerminalLayout::compile(&btf)?,

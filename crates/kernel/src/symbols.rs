@@ -81,11 +81,13 @@ const WANTED: &[&str] = &[
     "softnet_data",
     "super_blocks",
     "task_struct_cachep",
+    "swap_info",
     "tcp_hashinfo",
     "tty_fops",
     "uart_ops",
     "vc_sel",
     "vmemmap_base",
+    "zswap_stored_pages",
 ];
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
