@@ -3,9 +3,10 @@
 //! ```text
 //! actor serve                                   process 1: requests on the second serial port
 //! actor play LABEL PLACES MODE SEED SLOT        a played process
+//! actor meet LABEL ENDS                         a process that shares things with others
 //! actor truth [symbols] [types]                 ground truth to the debug port
 //! actor storm ROUNDS                            ordinary work with checks
-//! actor secret LABEL                            a secret, for the input of another program
+//! actor secret LABEL [COPIES]                   a secret, for the input of another program
 //! ```
 
 mod channels;
@@ -13,6 +14,7 @@ mod counter;
 mod debug_port;
 mod idle;
 mod marks;
+mod meet;
 mod places;
 mod play;
 mod procfs;
@@ -62,6 +64,7 @@ fn run(words: &[&str]) -> io::Result<()> {
         ["truth", options @ ..] => truth::run(options.contains(&"symbols"), options.contains(&"types")),
         ["secret", label] => say(label, 1),
         ["secret", label, copies] => say(label, copies.parse().map_err(|_| bad())?),
+        ["meet", label, ends] => meet::run(label, ends),
         ["storm", rounds] => storm::run(rounds.parse().map_err(|_| bad())?),
         _ => Err(bad()),
     }

@@ -28,6 +28,7 @@ layout! {
         in_list: offset("inode", &["i_sb_list"]),
         mode: offset("inode", &["i_mode"]),
         block_bits: offset("inode", &["i_blkbits"]),
+        size: offset("inode", &["i_size"]),
         cache: offset("inode", &["i_data"]),
         pages: offset("address_space", &["nrpages"]),
         names: offset("inode", &["i_dentry"]),
@@ -73,7 +74,7 @@ pub struct FileSystem {
     mounts: Vec<Gva>,
 }
 
-/// A regular file with pages in the page cache.
+/// A regular file of which something is cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedFile {
     /// Its `inode`.
@@ -82,6 +83,8 @@ pub struct CachedFile {
     pub mapping: Gva,
     /// The size of a block, as a power of two.
     pub block_bits: u8,
+    /// Whether its content may stand in the blocks of the file system itself, which hold that of other files too.
+    pub may_be_inline: bool,
 }
 
 impl Kernel<'_> {
@@ -132,7 +135,7 @@ impl Kernel<'_> {
         Ok(mounts)
     }
 
-    /// Calls `visit` with each regular file of a file system that has pages in the page cache. `budget` bounds
+    /// Calls `visit` with each regular file of a file system of which something is cached. `budget` bounds
     /// the files looked at, over all calls that share it.
     pub fn for_each_cached_file(
         &self,
@@ -149,17 +152,20 @@ impl Kernel<'_> {
             };
             *budget = budget.checked_sub(1).ok_or(torn)?;
             let inode = Gva(entry.0.wrapping_sub(layout.in_list));
-            let mapping = inode.wrapping_add(layout.cache);
-            if self.u16(inode.wrapping_add(layout.mode), WHAT)? & FORMAT != REGULAR
-                || self.u64(mapping.wrapping_add(layout.pages), WHAT)? == 0
-            {
+            if self.u16(inode.wrapping_add(layout.mode), WHAT)? & FORMAT != REGULAR {
                 return Ok(());
             }
-            visit(CachedFile {
-                inode,
-                mapping,
-                block_bits: self.u8(inode.wrapping_add(layout.block_bits), WHAT)?,
-            })
+            let mapping = inode.wrapping_add(layout.cache);
+            let is_cached = self.u64(mapping.wrapping_add(layout.pages), WHAT)? != 0;
+            let block_bits = self.u8(inode.wrapping_add(layout.block_bits), WHAT)?;
+            let size = self.u64(inode.wrapping_add(layout.size), WHAT)?;
+            // Of btrfs, files that have no more than a block.
+            let small = size != 0 && (size - 1) >> block_bits.min(63) == 0;
+            let may_be_inline = small && file_system.form == CacheForm::Btrfs;
+            if is_cached || may_be_inline {
+                visit(CachedFile { inode, mapping, block_bits, may_be_inline })?;
+            }
+            Ok(())
         })
     }
 

@@ -188,6 +188,13 @@ impl Survey<'_, '_, '_> {
             }
             CacheForm::Buffers | CacheForm::Iomap | CacheForm::Btrfs => {}
         }
+        if file.may_be_inline && matches!(wanted, Wanted::Named | Wanted::Private(_)) {
+            self.frames.unaccounted.push(format!(
+                "{name} is so small that the file system {} may cache it with others, in blocks of its own",
+                file_system.name
+            ));
+            return Ok(());
+        }
         let mut in_use = 0_u64;
         for folio in self.kernel.folios(file, file_system.form, batches, &mut self.frames.cached_left)? {
             let owner = match wanted {
