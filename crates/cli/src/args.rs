@@ -43,6 +43,7 @@ pub(crate) enum Verb {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Audit(AuditArgs),
+    Policy(PolicyArgs),
     Generate(GenerateArgs),
     #[command(hide = true)]
     Guard(GuardArgs),
@@ -221,6 +222,34 @@ pub(crate) struct AuditArgs {
     /// A file that is one secret with every byte of it, such as a key; may be repeated.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) secret_binary: Vec<PathBuf>,
+}
+
+/// Look at policy files, without a VM.
+#[derive(Debug, Args)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct PolicyArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: PolicyVerb,
+}
+
+/// What can be done with a policy file.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyVerb {
+    Check(PolicyCheckArgs),
+}
+
+/// Check a policy file, and say in words what it means.
+///
+/// Exit status 2 when it is not understood, with the line where it is wrong.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  elision policy check web.toml")]
+pub(crate) struct PolicyCheckArgs {
+    /// The policy file.
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
 }
 
 /// Write man pages and shell completions into a folder.

@@ -63,6 +63,7 @@ fn dispatch(cli: &Cli) -> Result<Exit, Failure> {
         Verb::Inspect(args) => verbs::inspect::run(args, out),
         Verb::Verify(args) => verbs::verify::run(args, out),
         Verb::Audit(args) => verbs::audit::run(args, out),
+        Verb::Policy(args) => verbs::policy::run(args, out),
         Verb::Generate(args) => verbs::generate::run(args, out),
         Verb::Guard(_) => Ok(Exit::Done), // has its own way out of `main`
     }

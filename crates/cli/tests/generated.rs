@@ -22,9 +22,9 @@ fn man_pages_and_completions_come_from_the_definition() {
         names.sort();
         names
     };
-    let verbs = ["audit", "generate", "inspect", "plan", "ps", "restore", "run", "save", "verify"];
+    let verbs = ["audit", "generate", "inspect", "plan", "policy", "ps", "restore", "run", "save", "verify"];
     let mut pages: Vec<String> = verbs.iter().map(|verb| format!("elision-{verb}.1")).collect();
-    pages.push("elision.1".to_owned());
+    pages.extend(["elision.1", "elision-policy-check.1"].map(str::to_owned));
     pages.sort();
     assert_eq!(names("man1"), pages);
     assert_eq!(listed, pages.len() + names("completions").len());

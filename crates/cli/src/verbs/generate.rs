@@ -25,8 +25,9 @@ pub(crate) fn run(args: &GenerateArgs, out: &mut Output) -> Result<Exit, Failure
     command.build();
     let hidden: Vec<String> =
         command.get_subcommands().filter(|c| c.is_hide_set()).map(|c| c.get_name().to_owned()).collect();
-    let verbs = command.get_subcommands().filter(|c| !c.is_hide_set()).cloned();
-    for page in std::iter::once(command.clone()).chain(verbs) {
+    let verbs: Vec<_> = command.get_subcommands().filter(|c| !c.is_hide_set()).collect();
+    let nested = verbs.iter().flat_map(|verb| verb.get_subcommands()).filter(|c| c.get_name() != "help");
+    for page in std::iter::once(&command).chain(verbs.iter().copied()).chain(nested).cloned() {
         let name = page.get_display_name().unwrap_or_else(|| page.get_name()).to_owned();
         let path = man.join(format!("{name}.1"));
         let mut text = Vec::new();

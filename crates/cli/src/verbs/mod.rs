@@ -5,6 +5,7 @@ pub(crate) mod generate;
 pub(crate) mod guard;
 pub(crate) mod inspect;
 pub(crate) mod plan;
+pub(crate) mod policy;
 pub(crate) mod ps;
 pub(crate) mod restore;
 pub(crate) mod run;

@@ -7,7 +7,7 @@ use crate::output::{Output, table};
 use crate::session::{Session, open_kernel, retry, roots_of_state, while_paused};
 use crate::text::{or_dash, printable};
 use elision_image::{Exclusions, Guest, Image};
-use elision_kernel::{Kernel, Process, ProfileCache};
+use elision_kernel::{Kernel, KernelError, Process, ProfileCache};
 use elision_plan::EditReason;
 use elision_qemu::DeviceState;
 use serde::Serialize;
@@ -31,6 +31,8 @@ struct Row {
     threads: usize,
     comm: String,
     exe: Option<String>,
+    /// Its words, if the guest has them in memory.
+    command_line: Option<Vec<String>>,
     cgroup: Option<String>,
     tty: Option<String>,
     kernel_thread: bool,
@@ -52,11 +54,11 @@ pub(crate) fn run(args: &PsArgs, out: &mut Output) -> Result<Exit, Failure> {
 fn of_vm(socket: &Path, pause: bool) -> Result<Listing, Failure> {
     let Session { mut vm, ram } = Session::attach(socket)?;
     let kernel = open_kernel(&mut vm, &ram)?;
-    let running = if pause { None } else { Some(retry(|| kernel.processes())) };
+    let running = if pause { None } else { Some(retry(|| look(&kernel))) };
     let (processes, paused) = match running {
         Some(Ok(processes)) => (processes, false),
         Some(Err(error)) if !error.is_transient() => return Err(error.into()),
-        _ => (while_paused(&mut vm, |_| kernel.processes().map_err(Failure::from))?.0, true),
+        _ => (while_paused(&mut vm, |_| look(&kernel).map_err(Failure::from))?.0, true),
     };
     Ok(Listing::new(&kernel, paused, processes, &BTreeSet::new()))
 }
@@ -67,7 +69,20 @@ fn of_image(dir: &Path) -> Result<Listing, Failure> {
     let state = DeviceState::read(image.state()?.as_slice(), &image.manifest().vmm.ram_block)?;
     let kernel = Kernel::open(&ram, &roots_of_state(&state), &ProfileCache::of_user())?;
     let excluded = excluded(&image.exclusions()?);
-    Ok(Listing::new(&kernel, true, kernel.processes()?, &excluded))
+    Ok(Listing::new(&kernel, true, look(&kernel)?, &excluded))
+}
+
+/// A process and the words of its command line.
+type Seen = (Process, Option<Vec<String>>);
+
+fn look(kernel: &Kernel<'_>) -> Result<Vec<Seen>, KernelError> {
+    let processes = kernel.processes()?.into_iter();
+    processes
+        .map(|process| {
+            let words = kernel.command_line(&process)?;
+            Ok((process, words))
+        })
+        .collect()
 }
 
 /// Each excluded process has a kill made pending, and it alone.
@@ -77,7 +92,7 @@ fn excluded(map: &Exclusions) -> BTreeSet<u32> {
 }
 
 impl Listing {
-    fn new(kernel: &Kernel<'_>, paused: bool, processes: Vec<Process>, excluded: &BTreeSet<u32>) -> Self {
+    fn new(kernel: &Kernel<'_>, paused: bool, processes: Vec<Seen>, excluded: &BTreeSet<u32>) -> Self {
         let guest =
             Guest { kernel_release: kernel.release().to_owned(), build_id: kernel.build_id().to_owned() };
         let mut processes: Vec<Row> =
@@ -88,7 +103,7 @@ impl Listing {
 }
 
 impl Row {
-    fn new(process: Process, excluded: &BTreeSet<u32>) -> Self {
+    fn new((process, command_line): Seen, excluded: &BTreeSet<u32>) -> Self {
         Self {
             pid: process.pid,
             ppid: process.parent,
@@ -98,6 +113,7 @@ impl Row {
             excluded: excluded.contains(&process.pid),
             comm: process.comm,
             exe: process.exe,
+            command_line,
             cgroup: process.cgroup,
             tty: process.tty,
             kernel_thread: process.kernel_thread,
@@ -107,7 +123,7 @@ impl Row {
 
 fn human(listing: &Listing) -> String {
     let any_excluded = listing.processes.iter().any(|row| row.excluded);
-    let mut titles = vec![">PID", ">PPID", ">UID", ">THREADS", "TTY", "COMM", "EXE", "CGROUP"];
+    let mut titles = vec![">PID", ">PPID", ">UID", ">THREADS", "TTY", "COMM", "EXE", "CGROUP", "COMMAND"];
     if any_excluded {
         titles.insert(4, "LEFT OUT");
     }
@@ -122,6 +138,7 @@ fn human(listing: &Listing) -> String {
             if row.kernel_thread { format!("[{comm}]") } else { comm },
             or_dash(row.exe.as_deref()),
             or_dash(row.cgroup.as_deref()),
+            row.command_line.as_deref().map_or_else(|| "-".to_owned(), cut),
         ];
         if any_excluded {
             cells.insert(4, if row.excluded { "yes" } else { "" }.to_owned());
@@ -129,6 +146,14 @@ fn human(listing: &Listing) -> String {
         cells
     });
     table(&titles, rows)
+}
+
+/// A command line in the room that a table has for it.
+fn cut(words: &[String]) -> String {
+    const ROOM: usize = 60;
+    let line = words.join(" ");
+    let start: String = line.chars().take(ROOM).collect();
+    printable(&if start.len() < line.len() { format!("{start}...") } else { start })
 }
 
 #[cfg(test)]
@@ -145,6 +170,7 @@ mod tests {
             threads: 3,
             comm: "a\x1b[2J".to_owned(),
             exe: Some("/usr/bin/a".to_owned()),
+            command_line: Some(vec!["a".to_owned(), "\x1b".repeat(100)]),
             cgroup: Some("/system.slice/a.service".to_owned()),
             tty: None,
             kernel_thread: false,
@@ -161,7 +187,7 @@ mod tests {
             "paused": false,
             "processes": [{
                 "pid": 812, "ppid": 1, "uid": 101, "gid": 102, "threads": 3, "comm": "a\u{1b}[2J",
-                "exe": "/usr/bin/a", "cgroup": "/system.slice/a.service", "tty": null,
+                "exe": "/usr/bin/a", "command_line": ["a", "\u{1b}".repeat(100)], "cgroup": "/system.slice/a.service", "tty": null,
                 "kernel_thread": false, "excluded": true,
             }],
         });
@@ -172,6 +198,6 @@ mod tests {
     fn the_table_is_safe_for_a_terminal() {
         let text = human(&listing());
         assert!(text.contains("LEFT OUT") && text.contains("/usr/bin/a"), "{text}");
-        assert!(!text.contains('\x1b'), "{text:?}");
+        assert!(!text.contains('\x1b') && text.contains("\\u{1b}..."), "{text:?}");
     }
 }
