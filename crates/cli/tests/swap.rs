@@ -2,8 +2,8 @@
 
 mod support;
 
-use elision_testbed::{GuestOptions, Spawn, Status};
-use support::{Images, elision, json, refuses, save, sh, swap};
+use elision_testbed::{Guest, GuestOptions, Spawn, Status, pages};
+use support::{Images, copies, elision, json, refuses, save, sh, swap};
 
 #[test]
 fn pages_in_swap_are_refused_and_named_or_recorded() {
@@ -26,8 +26,10 @@ fn pages_in_swap_are_refused_and_named_or_recorded() {
     println!("in swap: {kib} KiB");
     assert!(kib > 4096, "control: the guest has little of it in swap: {used}");
 
-    let parts =
-        [format!("process {pid}"), format!("has {kib} KiB in swap"), "stays on the guest's disk".to_owned()];
+    let parts = [
+        format!("process {pid} (actor) has {kib} KiB in swap on /dev/loop0, which stays on the guest's disk"),
+        "`swapoff /dev/loop0`".to_owned(),
+    ];
     refuses(&mut save(&guest, &image, &[&exclude]), 3, &parts.each_ref().map(String::as_str));
     assert_eq!(images.names(), Vec::<String>::new());
     guest.control().ping().expect("the guest runs on");
@@ -54,5 +56,146 @@ fn pages_in_swap_are_refused_and_named_or_recorded() {
     let other = guest.control().spawn(&Spawn::new("other", "heap", "sleep")).expect("a process").pid;
     json(&mut save(&guest, &image, &[&format!("pid={other}")]));
     assert_eq!(guest.control().status(pid).expect("the guest answers"), Status::Running);
+    assert_eq!(guest.console_problems(), Vec::<String>::new());
+}
+
+/// A process of which most is in swap on a device; and its process id, and KiB in swap.
+fn swapped_out(guest: &mut Guest, group: &str) -> (i32, u64) {
+    let spawn = Spawn::new("victim", "heap=16M", "sleep").cgroup(group);
+    let pid = guest.control().spawn(&spawn).expect("a process").pid;
+    sh(guest, &format!("echo 12M > /sys/fs/cgroup/{group}/memory.reclaim || true"));
+    (pid, in_swap(guest, pid))
+}
+
+fn in_swap(guest: &mut Guest, pid: i32) -> u64 {
+    let used = sh(guest, &format!("grep VmSwap /proc/{pid}/status"));
+    let kib = used.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    println!("in swap: {kib} KiB");
+    kib
+}
+
+/// Reads one page of sixteen of a process's heap: its neighbours come into the swap cache, and into no page table.
+fn read_ahead(guest: &mut Guest, pid: i32) {
+    sh(
+        guest,
+        &format!(
+            "while read area rights rest; do
+                from=$((0x${{area%-*}} / 4096)) to=$((0x${{area#*-}} / 4096))
+                case \"$rights\" in rw-p) ;; *) continue;; esac
+                [ $((to - from)) -gt 2000 ] || continue
+                while [ $from -lt $to ]; do
+                    dd if=/proc/{pid}/mem of=/dev/null bs=4096 skip=$from count=1 2>/dev/null
+                    from=$((from + 16))
+                done
+            done < /proc/{pid}/maps"
+        ),
+    );
+}
+
+/// Swap on a disk: without what stands there, nothing of the process is in the image.
+fn pages_of_the_swap_cache_are_dropped(kernel: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (options, modules) = swap::with_disk(GuestOptions::new(kernel), &["virtio_blk"], folder.path());
+    let mut guest = options.boot().expect("the guest boots");
+    swap::turn_on_at(&mut guest, &modules, "/dev/vda");
+    let (pid, before) = swapped_out(&mut guest, "swapped");
+    read_ahead(&mut guest, pid);
+    let kib = in_swap(&mut guest, pid);
+    assert!(kib > 4096 && before > kib, "control: {before} KiB, then {kib} KiB");
+    let cached = sh(&mut guest, "grep SwapCached /proc/meminfo");
+    println!("{kernel}: {cached}");
+    let cached: u64 = cached.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    assert!(cached > 1024, "control: the swap cache has only {cached} KiB");
+
+    let images = Images::new();
+    let (plain, elided) = (images.path("plain"), images.path("elided"));
+    let exclude = format!("pid={pid}");
+    let parts =
+        [format!("process {pid} (actor) has {kib} KiB in swap on /dev/vda, which stays on the guest's disk")];
+    refuses(&mut save(&guest, &elided, &[&exclude]), 3, &parts.each_ref().map(String::as_str));
+    json(&mut save(&guest, &plain, &[]));
+    json(save(&guest, &elided, &[&exclude]).arg("--best-effort"));
+    let (before, after) = (copies(&plain, &["victim"])[0], copies(&elided, &["victim"])[0]);
+    println!("{kernel}: copies {before}, then {after}");
+    assert!(before > 1000 && after == 0, "{before} copies, then {after}");
+    std::fs::remove_dir_all(&elided).expect("the image");
+    sh(&mut guest, "swapoff /dev/vda");
+    json(&mut save(&guest, &elided, &[&exclude]));
+    assert_eq!(copies(&elided, &["victim"]), [0]);
+    assert_eq!(guest.console_problems(), Vec::<String>::new());
+}
+
+#[test]
+fn pages_of_the_swap_cache_are_dropped_on_7() {
+    pages_of_the_swap_cache_are_dropped("7");
+}
+
+#[test]
+fn pages_of_the_swap_cache_are_dropped_on_other_kernels() {
+    if pages::in_full() {
+        ["6.1", "6.12"].into_iter().for_each(pages_of_the_swap_cache_are_dropped);
+    }
+}
+
+/// Swap in the guest's own memory: what it holds is compressed there and is refused.
+fn pages_in_zram_are_refused(kernel: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (options, modules) = swap::with_disk(GuestOptions::new(kernel), &["zram"], folder.path());
+    let mut guest = options.boot().expect("the guest boots");
+    swap::turn_on_at(&mut guest, &modules, "/dev/zram0");
+    let (pid, kib) = swapped_out(&mut guest, "swapped");
+    assert!(kib > 4096, "control: the guest has little of it in swap");
+    let images = Images::new();
+    let image = images.path("vm");
+    let exclude = format!("pid={pid}");
+    let parts = [
+        format!(
+            "process {pid} (actor) has {kib} KiB in swap on /dev/zram0, which is compressed in the guest's memory"
+        ),
+        "`swapoff /dev/zram0`".to_owned(),
+    ];
+    refuses(&mut save(&guest, &image, &[&exclude]), 3, &parts.each_ref().map(String::as_str));
+    sh(&mut guest, "swapoff /dev/zram0 && echo 1 > /sys/block/zram0/reset");
+    json(&mut save(&guest, &image, &[&exclude]));
+    assert_eq!(copies(&image, &["victim"]), [0]);
+    assert_eq!(guest.console_problems(), Vec::<String>::new());
+}
+
+#[test]
+fn pages_in_zram_are_refused_on_6_12() {
+    pages_in_zram_are_refused("6.12");
+}
+
+#[test]
+fn pages_in_zram_are_refused_on_other_kernels() {
+    if pages::in_full() {
+        ["6.1", "7"].into_iter().for_each(pages_in_zram_are_refused);
+    }
+}
+
+/// A cache before the disk in the guest's own memory.
+#[test]
+fn pages_in_zswap_are_refused_on_7() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (options, modules) = swap::with_disk(GuestOptions::new("7"), &["virtio_blk"], folder.path());
+    let mut guest = options.boot().expect("the guest boots");
+    swap::turn_on_at(&mut guest, &modules, "/dev/vda");
+    sh(&mut guest, "echo Y > /sys/module/zswap/parameters/enabled");
+    let (pid, kib) = swapped_out(&mut guest, "swapped");
+    let stored = sh(&mut guest, "grep Zswapped /proc/meminfo");
+    let stored: u64 = stored.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    assert!(kib > 4096 && stored > 4096, "control: {kib} KiB in swap, {stored} KiB in zswap");
+    let images = Images::new();
+    let image = images.path("vm");
+    let exclude = format!("pid={pid}");
+    let parts = [format!("process {pid} (actor) has {kib} KiB in swap on /dev/vda"), "(zswap)".to_owned()];
+    refuses(&mut save(&guest, &image, &[&exclude]), 3, &parts.each_ref().map(String::as_str));
+    let saved = json(&mut save(&guest, &image, &[]));
+    let kept = saved["plan"]["kept_frames"].as_object().expect("counts");
+    let compressed = kept.iter().find(|(what, _)| what.starts_with("compressed swap")).expect("it is said");
+    assert!(compressed.1.as_u64() >= Some(stored / 4), "{compressed:?} of {stored} KiB");
+    std::fs::remove_dir_all(&image).expect("the image");
+    sh(&mut guest, "echo N > /sys/module/zswap/parameters/enabled; swapoff /dev/vda");
+    json(&mut save(&guest, &image, &[&exclude]));
     assert_eq!(guest.console_problems(), Vec::<String>::new());
 }

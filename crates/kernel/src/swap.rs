@@ -15,6 +15,7 @@ layout! {
     pub(crate) struct SwapLayout {
         file: optional("swap_info_struct", &["swap_file"]),
         device: optional("swap_info_struct", &["bdev"]),
+        in_use: optional("swap_info_struct", &["inuse_pages"]),
         disk: optional("block_device", &["bd_disk"]),
         disk_name: optional("gendisk", &["disk_name"]),
         entry: offset("page", &["private"]),
@@ -55,6 +56,8 @@ pub struct SwapArea {
     pub path: String,
     /// Whether it is compressed memory of the guest itself (zram).
     pub is_memory: bool,
+    /// Pages in it.
+    pub in_use: u64,
 }
 
 impl Kernel<'_> {
@@ -70,7 +73,10 @@ impl Kernel<'_> {
         if file.0 == 0 {
             return Ok(None);
         }
-        Ok(Some(SwapArea { path: self.file_path(file)?, is_memory: self.is_on_zram(info)? }))
+        // Newer kernels keep flags in the upper half.
+        let in_use = layout.in_use.map_or(Ok(0), |at| self.u32(info.wrapping_add(at), WHAT))?;
+        let (path, is_memory) = (self.file_path(file)?, self.is_on_zram(info)?);
+        Ok(Some(SwapArea { path, is_memory, in_use: u64::from(in_use) }))
     }
 
     fn is_on_zram(&self, info: Gva) -> Result<bool, KernelError> {
@@ -86,9 +92,9 @@ impl Kernel<'_> {
         Ok(self.string(disk.wrapping_add(name), DISK_NAME, WHAT)?.starts_with("zram"))
     }
 
-    /// Whether the kernel keeps compressed copies of swapped pages in memory, before their area (zswap).
-    pub fn has_zswap_pages(&self) -> Result<bool, KernelError> {
-        self.symbol("zswap_stored_pages").map_or(Ok(false), |at| Ok(self.u32(at, WHAT)? != 0))
+    /// Pages of which the kernel keeps compressed copies in memory, before their area (zswap).
+    pub fn zswap_pages(&self) -> Result<u64, KernelError> {
+        self.symbol("zswap_stored_pages").map_or(Ok(0), |at| self.u32(at, WHAT).map(u64::from))
     }
 
     /// Calls `visit` with each page in memory that has a slot in swap.

@@ -62,6 +62,7 @@ pub fn plan(
     survey.survey_processes(selection, &mut summary)?;
     cached_files::survey(kernel, selection, &mut edits, &mut survey, options.best_effort)?;
     Channels::new(kernel, selection, &live, options, &mut edits, &mut survey)?.survey()?;
+    survey.survey_swap(selection, &mut summary)?;
     survey.survey_free()?;
     let census = kernel.census()?;
     orphans::survey(kernel, census.unmapped, selection, &mut survey.table, &mut summary)?;

@@ -5,9 +5,10 @@
 //! do not keep them for each page of a large folio.
 
 use crate::regions::Regions;
+use crate::swap::{self, Swapped};
 use crate::{DropReason, DropRun, PlanError, PlanSummary, Selection};
-use elision_kernel::{Entry, Kernel, KernelError, Mm, PageKind, Process, Pte, Vma};
-use elision_memory::{Budget, Gfn, Gva, LeafSize, PAGE_SIZE};
+use elision_kernel::{Entry, Kernel, KernelError, Mm, PageKind, Process, Pte, SwapSlot, Vma};
+use elision_memory::{Budget, Gfn, Gva, LeafSize};
 use std::collections::{BTreeMap, BTreeSet};
 
 const ISA_HOLE: std::ops::Range<u64> = 0xa0..0x100; // video memory and ROMs are no free memory
@@ -97,6 +98,11 @@ impl FrameTable {
         self.is_kept(gfn) || self.owner_of(gfn) != 0
     }
 
+    /// An excluded process, or one that marked it, whose frame it is.
+    pub(crate) fn owner(&self, gfn: Gfn) -> Option<u32> {
+        Some(self.owner_of(gfn)).filter(|pid| *pid != 0)
+    }
+
     fn owner_of(&self, gfn: Gfn) -> u32 {
         index(gfn).and_then(|i| self.owner.get(i)).copied().unwrap_or(0)
     }
@@ -163,6 +169,7 @@ pub(crate) struct FrameSurvey<'a, 'k> {
     pub(crate) slots_left: u64,
     pub(crate) cached_left: u64,
     swap_areas: u32,
+    swapped: Swapped,
     pub(crate) unaccounted: Unaccounted,
 }
 
@@ -180,6 +187,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             slots_left: limit.0.saturating_mul(SLOTS_IN_FRAME),
             cached_left: limit.0.saturating_mul(2),
             swap_areas: kernel.swap_areas()?,
+            swapped: Swapped::new(limit),
             unaccounted: Vec::new(),
         })
     }
@@ -243,8 +251,9 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 shared.excluded.entry(mapping).or_insert((pid, vma.is_hugetlb()));
             }
         }
-        let (mut swapped, mut moving) = (0_u64, false);
-        self.walk(mm, &mut |table, large, gva, entry| match entry.pte {
+        let mut moving = false;
+        let mut swapped = std::mem::take(&mut self.swapped);
+        let walked = self.walk(mm, &mut |table, large, gva, entry| match entry.pte {
             Pte::Memory(gpa) => {
                 let hugetlb = is_hugetlb(&vmas, gva);
                 for gfn in table.new_frames(large, gpa.gfn(), entry.size, Mapper::Excluded { hugetlb }) {
@@ -254,20 +263,15 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                     }
                 }
             }
-            Pte::Swap { .. } => swapped += entry.size.frames(),
+            Pte::Swap { area, slot } => swapped.note(SwapSlot { area, slot }, entry.size.frames(), pid),
             Pte::Marker => {}
             Pte::Special(_) => moving = true,
-        })?;
+        });
+        self.swapped = swapped;
+        walked?;
         if moving {
             let what = "a page of it is being moved";
             return Err(PlanError::Busy { pid, comm: process.comm.clone(), what });
-        }
-        if swapped > 0 {
-            self.unaccounted.push(format!(
-                "process {pid} ({}) has {} KiB in swap, which stays on the guest's disk",
-                process.comm,
-                swapped * (PAGE_SIZE as u64 / 1024)
-            ));
         }
         Ok(())
     }
@@ -294,7 +298,11 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             return Err(busy("its address space is being changed"));
         }
         let mut moving = false;
-        self.walk(mm, &mut |table, large, gva, entry| {
+        let mut swapped = std::mem::take(&mut self.swapped);
+        let walked = self.walk(mm, &mut |table, large, gva, entry| {
+            if let Pte::Swap { area, slot } = entry.pte {
+                swapped.keep(SwapSlot { area, slot }, entry.size.frames());
+            }
             let mark = marked.as_ref().and_then(|marked| Some((marked.pid, marked.at(gva)?)));
             match (entry.pte, mark) {
                 (Pte::Memory(gpa), None) => {
@@ -309,7 +317,9 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 (Pte::Special(_), Some(_)) => moving = true,
                 _ => {}
             }
-        })?;
+        });
+        self.swapped = swapped;
+        walked?;
         if moving { Err(busy("a page of it is being moved")) } else { Ok(()) }
     }
 
@@ -367,10 +377,9 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             }
         }
         if evicted > 0 {
-            self.unaccounted.push(format!(
-                "shared memory of process {pid} has {} KiB in swap, which stays on the guest's disk",
-                evicted * (PAGE_SIZE as u64 / 1024)
-            ));
+            for slot in self.kernel.swapped_pages(mapping, &mut self.cached_left)? {
+                self.swapped.note(slot, 1, pid);
+            }
         }
         Ok(())
     }
@@ -403,6 +412,20 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             }
         }
         Ok(())
+    }
+
+    /// What is in swap. All memory must have been surveyed before.
+    pub(crate) fn survey_swap(
+        &mut self,
+        selection: &Selection,
+        summary: &mut PlanSummary,
+    ) -> Result<(), PlanError> {
+        swap::count_compressed(self.kernel, self.swap_areas, summary)?;
+        if self.swap_areas == 0 || selection.excluded.is_empty() {
+            return Ok(());
+        }
+        let swapped = std::mem::take(&mut self.swapped);
+        swapped.decide(self.kernel, &selection.processes, &mut self.table, &mut self.unaccounted)
     }
 
     /// Everything that belongs to nobody.

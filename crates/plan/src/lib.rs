@@ -17,6 +17,7 @@ mod orphans;
 mod regions;
 mod relations;
 mod select;
+mod swap;
 mod threads;
 mod vcpus;
 
