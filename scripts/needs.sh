@@ -35,6 +35,7 @@ install_missing() {
     have cpio cpio
     have xz xz-utils
     have cargo cargo
+    if [ -n "${ELISION_ALL-}" ]; then have mmdebstrap mmdebstrap; fi
     if [ "${1-}" = tests ]; then
         have mke2fs e2fsprogs
         have mkfs.xfs xfsprogs
