@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! 812 psql
-//! ├─ socket:[123], /run/postgresql/.s.PGSQL.5432
-//! │  └─ 790 postgres by socket:[124]: dependent
+//! ├─ socket:[123]
+//! │  └─ 790 postgres by socket:[124], /run/postgresql/.s.PGSQL.5432: dependent
 //! └─ pts/0
 //!    ├─ 700 sshd by ptm0: terminal server, dependent
 //!    └─ 800 bash: shell, dependent
@@ -78,13 +78,13 @@ fn thing(relation: &Relation) -> String {
         RelationKind::File => "file ",
         _ => "",
     };
-    let address = relation.address.as_deref().map(|a| format!(", {}", printable(a))).unwrap_or_default();
-    format!("{kind}{}{address}", printable(&relation.name))
+    format!("{kind}{}", printable(&relation.name))
 }
 
 fn other(row: &Row) -> String {
-    let Relation { other, role, peer, carries, .. } = &row.relation;
-    let by = peer.as_deref().map(|p| format!(" by {}", printable(p))).unwrap_or_default();
+    let Relation { other, role, peer, address, carries, .. } = &row.relation;
+    let by: Vec<String> = [peer, address].into_iter().flatten().map(|text| printable(text)).collect();
+    let by = if by.is_empty() { String::new() } else { format!(" by {}", by.join(", ")) };
     let role = match role {
         Role::Peer => None,
         Role::TerminalServer => Some("terminal server"),
@@ -123,8 +123,8 @@ mod tests {
 ├─ pts/0
 │  ├─ 8 p8
 │  └─ 9 p9: shell, dependent
-└─ socket:[1], /run/a.sock
-   └─ 7 p7 by socket:[2]: dependent
+└─ socket:[1]
+   └─ 7 p7 by socket:[2], /run/a.sock: dependent
 ";
         assert_eq!(text, expected);
     }

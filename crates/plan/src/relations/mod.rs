@@ -117,8 +117,10 @@ impl Selection {
     /// The dependents that stay, each once, in words.
     pub(crate) fn refused_dependents(&self, kernel: &Kernel<'_>) -> Result<Vec<String>, PlanError> {
         let name = |pid: u32| self.processes.iter().find(|p| p.pid == pid).map_or("", |p| p.comm.as_str());
-        let relations: BTreeMap<u32, Relation> =
-            self.relations(kernel)?.into_iter().filter(|r| r.carries).map(|r| (r.other, r)).collect();
+        let mut relations = BTreeMap::new();
+        for relation in self.relations(kernel)?.into_iter().filter(|r| r.carries) {
+            relations.entry(relation.other).or_insert(relation);
+        }
         let words = relations.into_values().map(|relation| {
             let Relation { excluded, other, role, name: by, .. } = relation;
             let (excluded_comm, comm) = (name(excluded), name(other));
