@@ -57,8 +57,11 @@ impl Kernel<'_> {
     /// Where a mount stands.
     pub(crate) fn path_of_mount(&self, mount: Gva) -> Result<Option<String>, KernelError> {
         let layout = &self.profile.path;
-        let root = self.pointer(mount.wrapping_add(layout.mount_mnt + layout.mnt_root), WHAT)?;
-        self.path_below(root, mount)
+        let parent = self.pointer(mount.wrapping_add(layout.mount_parent), WHAT)?;
+        if parent == mount {
+            return Ok(Some("/".to_owned()));
+        }
+        self.path_below(self.pointer(mount.wrapping_add(layout.mount_point), WHAT)?, parent)
     }
 
     /// The names from a dentry up to the root of all mounts, or to that of its file system when the mount does
