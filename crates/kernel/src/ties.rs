@@ -161,7 +161,7 @@ impl Kernel<'_> {
         })
     }
 
-    /// The processes that trace a process, by the `task_struct` of their leaders.
+    /// The threads (`task_struct`) that trace a process.
     pub fn tracers(&self, process: &Process) -> Result<Vec<Gva>, KernelError> {
         let layout = &self.profile.tie;
         let mut found = Vec::new();

@@ -41,8 +41,8 @@ pub(crate) struct Index<'a, 'k> {
     connections: TcpTable,
     /// Log daemons and buses.
     services: BTreeMap<u32, Role>,
-    /// Who traces whom.
-    tracers: BTreeMap<u32, BTreeSet<u32>>,
+    /// Who traces a process, and whom it traces: others with whether they are its tracers.
+    traces: BTreeMap<u32, BTreeSet<(u32, bool)>>,
     work_left: u64,
 }
 
@@ -60,12 +60,14 @@ impl<'a, 'k> Index<'a, 'k> {
             udp: Vec::new(),
             connections: TcpTable::default(),
             services: BTreeMap::new(),
-            tracers: BTreeMap::new(),
+            traces: BTreeMap::new(),
             work_left: WORK_LIMIT,
         };
         let frames = kernel.ram().layout().frame_limit().0;
         let mut slots_left = frames.saturating_mul(SLOTS_IN_FRAME);
         let mut areas_left = frames.saturating_mul(AREAS_IN_FRAME);
+        let tasks = processes.iter().flat_map(|p| p.threads.iter().map(|thread| (thread.task, p.pid)));
+        let tasks: BTreeMap<Gva, u32> = tasks.collect();
         for process in processes.iter().filter(|p| !p.kernel_thread) {
             let mut ties = Vec::new();
             kernel.for_each_tie(process, &mut slots_left, &mut areas_left, &mut |tie| ties.push(tie))?;
@@ -73,8 +75,10 @@ impl<'a, 'k> Index<'a, 'k> {
                 index.add(process.pid, tie)?;
             }
             for tracer in kernel.tracers(process)? {
-                let tracer = processes.iter().find(|p| p.threads.iter().any(|t| t.task == tracer));
-                index.tracers.entry(process.pid).or_default().extend(tracer.map(|p| p.pid));
+                if let Some(&tracer) = tasks.get(&tracer) {
+                    index.traces.entry(process.pid).or_default().insert((tracer, true));
+                    index.traces.entry(tracer).or_default().insert((process.pid, false));
+                }
             }
         }
         Ok(index)
@@ -154,13 +158,10 @@ impl<'a, 'k> Index<'a, 'k> {
                 }
             }
         }
-        for (traced, tracers) in &self.tracers {
-            let tracer = tracers.iter().filter(|_| *traced == process.pid).map(|pid| (*pid, true));
-            let tracee = tracers.iter().filter(|pid| **pid == process.pid).map(|_| (*traced, false));
-            for (other, carries) in tracer.chain(tracee).filter(|(pid, _)| !excluded.contains(pid)) {
-                let role = self.role_of(other, if carries { Role::Tracer } else { Role::Peer });
-                links.push(Link { other, role, carries, kind: RelationKind::Trace, own: None, peer: None });
-            }
+        let traces = self.traces.get(&process.pid).into_iter().flatten();
+        for &(other, carries) in traces.filter(|(pid, _)| !excluded.contains(pid)) {
+            let role = self.role_of(other, if carries { Role::Tracer } else { Role::Peer });
+            links.push(Link { other, role, carries, kind: RelationKind::Trace, own: None, peer: None });
         }
         Ok(links)
     }

@@ -8,7 +8,7 @@ pub(super) fn role_by_address(address: &str) -> Option<Role> {
     let is_user_bus = path.strip_prefix("/run/user/").is_some_and(|rest| rest.ends_with("/bus"));
     if path == "/dev/log" || path.starts_with("/run/systemd/journal/") {
         Some(Role::LogDaemon)
-    } else if path == "/run/dbus/system_bus_socket" || is_user_bus || path.starts_with("/tmp/dbus-") {
+    } else if path == "/run/dbus/system_bus_socket" || is_user_bus {
         Some(Role::Bus)
     } else {
         None

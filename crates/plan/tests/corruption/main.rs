@@ -208,6 +208,11 @@ fn end_to_end(
     let drops = &outcome.plan.drops;
     let apart = drops.windows(2).all(|pair| pair[0].first.0 + pair[0].count <= pair[1].first.0);
     assert!(apart && !outcome.plan.edits.is_empty(), "a plan that cannot be carried out");
+    let relations = selection.relations(&kernel)?;
+    assert!(relations.iter().all(|r| selection.excluded.contains(&r.excluded)));
+    for process in &selection.processes {
+        kernel.command_line(process)?;
+    }
     Ok(())
 }
 
