@@ -2,8 +2,9 @@
 
 mod support;
 
-use elision_testbed::{Guest, GuestOptions, Spawn, Status, pages};
-use support::{Images, copies, elision, json, refuses, save, sh, swap};
+use elision_kernel::{FrameKind, Kernel, ProfileCache};
+use elision_testbed::{Guest, GuestOptions, Spawn, Status, pages, search, secret};
+use support::{Images, copies, elision, json, refuses, restore, save, sh, swap};
 
 #[test]
 fn pages_in_swap_are_refused_and_named_or_recorded() {
@@ -198,4 +199,56 @@ fn pages_in_zswap_are_refused_on_7() {
     sh(&mut guest, "echo N > /sys/module/zswap/parameters/enabled; swapoff /dev/vda");
     json(&mut save(&guest, &image, &[&exclude]));
     assert_eq!(guest.console_problems(), Vec::<String>::new());
+}
+
+/// How often the secret of a label stands in the guest's compressed swap.
+fn in_compressed(guest: &Guest, label: &str) -> usize {
+    let ram = guest.ram().expect("its RAM");
+    let kernel = Kernel::open(&ram, &[], &ProfileCache::disabled()).expect("a kernel");
+    let scan = kernel.scan_descriptors();
+    let found = search::find(&ram, &[secret(label)]).expect("a search");
+    // A guest of this size has all its RAM in one piece.
+    let is_compressed = |at: u64| scan.kind(elision_memory::Gpa(at).gfn()) == FrameKind::Compressed;
+    found[0].iter().filter(|at| is_compressed(at.0)).count()
+}
+
+/// A kernel with compressed swap built in has its types: what it freed is found and cleared.
+#[test]
+fn what_zram_has_freed_is_cleared_on_7() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // What the only CPU compressed last is the other's.
+    let (options, modules) = swap::with_disk(GuestOptions::new("7").vcpus(1), &["zram"], folder.path());
+    let mut guest = options.boot().expect("the guest boots");
+    swap::turn_on_at(&mut guest, &modules, "/dev/zram0");
+    let [victim, other] = ["victim", "other"].map(|label| {
+        // Pages that begin with the secret: so do their compressed forms.
+        let spawn = Spawn::new(label, "cow=4M", "sleep").cgroup(label);
+        guest.control().spawn(&spawn).expect("a process")
+    });
+    // By turns, so that what is freed is among what stays.
+    let by_turns = "for n in $(seq 60); do for group in victim other; do
+        echo 128K > /sys/fs/cgroup/$group/memory.reclaim || true; done; done";
+    sh(&mut guest, by_turns);
+    guest.control().kill(victim.pid, 9).expect("it ends");
+    let before = in_compressed(&guest, "victim");
+    let images = Images::new();
+    let image = images.path("vm");
+    json(&mut save(&guest, &image, &[]));
+    let after = copies(&image, &["victim", "other"]);
+    println!("in compressed swap: {before}; in the image: {after:?}");
+    assert!(before > 10, "control: only {before} copies of the process are left in compressed swap");
+    assert_eq!(after[0], 0);
+    assert!(after[1] > 10, "control: {after:?}");
+
+    // What others have there is whole.
+    let (from, count) = (other.planted[0].address / 4096, other.planted[0].len / 4096);
+    let mem = format!("/proc/{}/mem", other.pid);
+    let sum = format!("dd if={mem} bs=4096 skip={from} count={count} 2>/dev/null | md5sum");
+    let expected = sh(&mut guest, &sum);
+    drop(guest);
+    let mut restored = restore(&options, &image);
+    assert!(in_swap(&mut restored, other.pid) > 1024, "control: it is not in swap any more");
+    assert_eq!(sh(&mut restored, &sum), expected);
+    sh(&mut restored, "swapoff /dev/zram0 && echo 1 > /sys/block/zram0/reset");
+    assert_eq!(restored.console_problems(), Vec::<String>::new());
 }

@@ -15,6 +15,7 @@ mod buddy;
 mod calls;
 mod cgroup;
 mod command_line;
+mod compressed;
 mod content;
 #[cfg(test)]
 mod corpus;

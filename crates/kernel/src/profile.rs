@@ -10,11 +10,11 @@ use crate::kallsyms::Kallsyms;
 use crate::locate::{ImageCopy, ImageRange};
 use crate::symbols::Symbols;
 use crate::{
-    KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, command_line, cpus, event_files, file_systems,
-    files, folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys, log, maple,
-    memory_groups, message_queues, names, notifications, page, page_cache, paths, pcp, per_cpu_memory, perf,
-    pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, swap, system_v, tasks, terminals,
-    ties, tree, vmas, xarray,
+    KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, command_line, compressed, cpus, event_files,
+    file_systems, files, folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys,
+    log, maple, memory_groups, message_queues, names, notifications, page, page_cache, paths, pcp,
+    per_cpu_memory, perf, pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, swap, system_v,
+    tasks, terminals, ties, tree, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,7 @@ pub struct Profile {
     pub(crate) call: calls::CallLayout,
     pub(crate) cgroup: cgroup::CgroupLayout,
     pub(crate) command_line: command_line::CommandLineLayout,
+    pub(crate) compressed: Option<compressed::CompressedLayout>,
     pub(crate) cpu: cpus::CpuLayout,
     pub(crate) event_file: event_files::EventFileLayout,
     pub(crate) file_systems: file_systems::FileSystemLayout,
@@ -142,6 +143,7 @@ impl Profile {
             call: calls::CallLayout::compile(&btf)?,
             cgroup: cgroup::CgroupLayout::compile(&btf)?,
             command_line: command_line::CommandLineLayout::compile(&btf)?,
+            compressed: compressed::CompressedLayout::compile(&btf).ok(),
             cpu: cpus::CpuLayout::compile(&btf)?,
             event_file: event_files::EventFileLayout::compile(&btf)?,
             file_systems: file_systems::FileSystemLayout::compile(&btf)?,

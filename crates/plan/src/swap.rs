@@ -8,7 +8,8 @@
 //! | a page in memory that has its slot still, in zram or zswap | the page is dropped, its compressed copy refused |
 //!
 //! Slots that processes which stay have too are theirs as well, and nobody's business here. What zram and zswap have
-//! freed keeps its bytes until it is used again, and so does the last page that each CPU compressed: neither is found.
+//! freed keeps its bytes until it is used again: `channels/compressed.rs` clears it where the kernel's types are known. The
+//! last page that each CPU compressed stands in buffers that are not found.
 //! What is stored there is counted.
 
 use crate::frames::{FrameTable, Unaccounted};

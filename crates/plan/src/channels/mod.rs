@@ -8,6 +8,7 @@
 mod aio;
 mod bpf_maps;
 mod calls;
+mod compressed;
 mod event_files;
 mod io_uring;
 mod kernel_log;
@@ -47,6 +48,7 @@ const CHANNELS: &[(&str, Survey)] = &[
     ("names", names::survey),
     ("BPF maps", bpf_maps::survey),
     ("per-CPU memory", per_cpu_memory::survey),
+    ("compressed swap", compressed::survey),
     ("perf events", perf::survey),
     ("secret memory", secret_memory::survey),
     ("io_uring", io_uring::survey),
