@@ -9,12 +9,12 @@
 //! | `fifo-in=NAME`, `fifo-out=NAME` | a FIFO, the reader first |
 //! | `pty=NAME`, `on-pty=NAME` | a pseudo terminal: its master, and who leads a session on it |
 //! | `memory=NAME`, `memory-in=NAME` | a mapped file in memory, written by one and read by the other |
-//! | `file=PATH`, `file-in=PATH` | an open file, written by one and read by the other |
+//! | `file=NAME`, `file-in=NAME` | an open file, written by one and read by the other |
 //! | `eventfd` | an eventfd, for a child to inherit |
 //! | `trace=LABEL` | the process of that label, traced |
 //! | `child=LABEL` | a child that inherits the ends before it, and does no more |
 //!
-//! A file `/run/meet-LABEL` with the process id in it says that all ends stand. Its secret is in private memory.
+//! A NAME may be a path. A file `/run/meet-LABEL` with the process id in it says that all ends stand. Its secret is in private memory.
 
 use crate::region::{PAGE, Region};
 use elision_actor::secret::{DEFAULT_SEED, secret};
@@ -54,8 +54,9 @@ fn stay(label: &str) -> io::Result<()> {
     }
 }
 
+/// A name, or a path.
 fn path(name: &str) -> PathBuf {
-    format!("/run/meet-{name}").into()
+    if name.starts_with('/') { name.into() } else { format!("/run/meet-{name}").into() }
 }
 
 enum Listener {
@@ -135,8 +136,8 @@ impl Held {
                 let file = again(|| File::open(path(name)))?;
                 Region::of_file(file.as_fd(), PAGE, false)?;
             }
-            "file" => self.hold(OpenOptions::new().append(true).create(true).open(name)?),
-            "file-in" => self.hold(again(|| File::open(name))?),
+            "file" => self.hold(OpenOptions::new().append(true).create(true).open(path(name))?),
+            "file-in" => self.hold(again(|| File::open(path(name)))?),
             "eventfd" => self.hold(eventfd(0, EventfdFlags::empty())?),
             "trace" => {
                 let pid: libc::pid_t =

@@ -46,6 +46,13 @@ pub(crate) fn plan(summary: &PlanSummary) -> String {
         "Left out of",
         owners.map(|(pid, n)| [vec![format!("process {pid}")], frames(*n)].concat()).collect(),
     );
+    let dependents = summary.dependents.iter();
+    section(
+        "Left out as dependents",
+        dependents
+            .map(|(pid, of)| vec![format!("process {pid}"), format!("of {of}"), String::new()])
+            .collect(),
+    );
     let edits = summary.edited_bytes.iter();
     section(
         "Changed",

@@ -9,7 +9,7 @@ use support::{Images, copies, elision, json, refuses, restore, save, sh};
 
 /// Processes that meet, with their ends; each after those that it needs.
 const VICTIM: &str = "victim";
-const ENDS: [(&str, &str); 13] = [
+const ENDS: [(&str, &str); 15] = [
     // What meets the victim.
     ("server", "backlog=a"),
     ("reader", "fifo-in=f"),
@@ -19,6 +19,8 @@ const ENDS: [(&str, &str); 13] = [
     ("tail", "file-in=/run/log"),
     ("resolver", "udp=7002-7003"),
     ("client", "connect=b"),
+    ("journal", "listen=/dev/log"),
+    ("bus", "listen=/run/user/0/bus"),
     // What meets only those.
     ("second", "fifo-in=g"),
     ("first", "connect=c,fifo-out=g"),
@@ -28,7 +30,7 @@ const ENDS: [(&str, &str); 13] = [
     ("apart-b", "fifo-out=h"),
 ];
 const VICTIM_ENDS: &str = "connect=a,fifo-out=f,on-pty=p,memory=m,file=/run/log,udp=7003-7002,eventfd,child=child,\
-                           tcp-listen=7001,listen=b,listen=c";
+                           connect=/dev/log,connect=/run/user/0/bus,tcp-listen=7001,listen=b,listen=c";
 
 /// Starts them all; their process ids by name.
 fn meet(guest: &mut Guest) -> BTreeMap<String, u64> {
@@ -39,7 +41,7 @@ fn meet(guest: &mut Guest) -> BTreeMap<String, u64> {
             format!("actor meet {label} {ends} </dev/null >/dev/null 2>/run/{label}.err &\n")
         })
         .collect();
-    sh(guest, &start);
+    sh(guest, &format!("mkdir -p /run/user/0\n{start}"));
     let labels = all.map(|(label, _)| label).chain(["child"]);
     labels
         .map(|label| {
@@ -113,6 +115,8 @@ fn shows_relations(kernel: &str) {
         "tail memory peer true", // `/run` is in memory
         "resolver socket peer true",
         "client socket peer true",
+        "journal socket log-daemon true",
+        "bus socket bus true",
         "first socket peer true",
         "debugger trace tracer true",
         // It has inherited everything but the terminal's session, of which it is not the leader.
@@ -124,6 +128,13 @@ fn shows_relations(kernel: &str) {
     ];
     let expected: BTreeSet<String> = expected.into_iter().map(str::to_owned).collect();
     assert_eq!(found, expected, "{planned:#}");
+
+    // A process on the terminal of its parent, which leads the session.
+    let of_child = plan(&guest, &["--exclude", &format!("pid={}", pids["child"])]);
+    let rows = of_child["relations"].as_array().expect("a list");
+    let shell = rows.iter().find(|row| row["role"] == "shell").unwrap_or_else(|| panic!("{of_child:#}"));
+    assert_eq!(shell["other"], pids[VICTIM]);
+    assert!(shell["kind"] == "terminal" && shell["carries"] == true, "{shell}");
 
     let mut command = elision();
     command.arg("plan").arg("--qmp").arg(guest.endpoints().qmp_socket()).arg("--policy").arg(&file);
@@ -149,14 +160,18 @@ fn takes_dependents_along(kernel: &str) {
 
     let refused = images.path("refused");
     let mut command = save(&guest, &refused, &[&victim]);
-    refuses(command.args(["--dependents", "refuse"]), 3, &["a terminal server", "/run/meet-f", "a tracer"]);
+    refuses(
+        command.args(["--dependents", "refuse"]),
+        3,
+        &["a terminal server", "/run/meet-f", "a tracer", "a log daemon"],
+    );
     assert!(!refused.exists());
 
     let dependents = [
         "server", "reader", "web", "terminal", "store", "tail", "resolver", "client", "first", "second",
         "debugger",
     ];
-    let stay = ["apart-a", "apart-b"];
+    let stay = ["journal", "bus", "apart-a", "apart-b"];
     let planned = plan(&guest, &["--exclude", &victim, "--dependents", "exclude"]);
     let rows = planned["excluded"].as_array().expect("a list");
     let taken = rows.iter().filter(|row| !row["dependent_of"].is_null());
