@@ -1,0 +1,1 @@
+actor secret redis | redis-cli -x set secret
