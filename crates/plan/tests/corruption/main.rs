@@ -11,7 +11,7 @@ use damage::{FORGED, Random, by_chance};
 use elision_kernel::{Kernel, KernelError, ProfileCache};
 use elision_memory::{Gpa, Gva, Ram, RamLayout};
 use elision_plan::{Options, PlanError, Selection, VcpuState, plan};
-use elision_policy::Policy;
+use elision_policy::{Policy, Selector};
 use elision_testbed::{Error, Guest, GuestOptions, Spawn, pages};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -92,10 +92,14 @@ fn copy_of_a_guest(kernel: &str, folder: &std::path::Path) -> Result<(Copy, Targ
     let victim = Spawn::new("victim", places, "block").uid(1234).cgroup("/elision.slice/pod-abc");
     guest.control().spawn(&victim.tty("pty"))?;
     guest.control().spawn(&Spawn::new("forked", "heap,stack,shm", "fork").uid(1234))?;
-    let bystander = guest.control().spawn(&Spawn::new("bystander", places, "block"))?;
+    let marked = format!("{places},marked-memfd,dontdump-shared");
+    let bystander = guest.control().spawn(&Spawn::new("bystander", &marked, "block"))?;
     guest.control().spawn(&Spawn::new("threads", places, "threads=8"))?;
     let truth = guest.truth(true, true)?;
-    let policy = Policy { selectors: vec!["uid=1234".parse().expect("a selector")], ..Policy::default() };
+    // Damage may take a mark away, which is not what is tested here.
+    let selector = |text: &str| Selector { optional: true, ..text.parse().expect("a selector") };
+    let selectors = ["uid=1234", "region=named", "region=dontdump"].map(selector).to_vec();
+    let policy = Policy { selectors, ..Policy::default() };
     let (vcpus, roots) = stop_at_rest(&guest, &policy)?;
 
     let path = folder.join("ram");

@@ -61,6 +61,8 @@ pub(crate) const VARIABLES: &[(&str, u64)] = &[
     ("__per_cpu_offset", 4),
     ("nr_cpu_ids", 1),
     ("nr_node_ids", 1),
+    ("nr_swapfiles", 1),
+    ("swap_info", 4),
     ("node_data", 2),
     ("init_top_pgt", 512),
     ("page_offset_base", 1),
