@@ -72,6 +72,7 @@ fn compare_with(ram: &Ram, truth: &Truth, la57: bool) -> (String, Vec<String>) {
     assert_eq!(kernel.la57(), la57, "the guest is not what it was to be");
     let all = kernel.processes().expect("processes");
     let both = processes::compare(&all, truth);
+    processes::compare_command_lines(&kernel, &both, truth);
     memory::compare_areas(&kernel, &both, truth);
     memory::compare_pages(&kernel, &both, truth);
     let free = frames::compare_free(&kernel, truth);

@@ -1,6 +1,6 @@
 //! Processes and threads against `/proc/PID`.
 
-use elision_kernel::Process;
+use elision_kernel::{Kernel, Process};
 use elision_testbed::truth::Truth;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,6 +63,21 @@ fn compare_one(pid: i32, process: &Process, truth: &Truth) {
     let (comm, told) = (&process.comm, truth.comm(pid));
     let same = *comm == told || (process.kernel_thread && !comm.is_empty() && told.starts_with(comm));
     assert!(same, "process {pid} is {comm}, not {told}");
+}
+
+/// The command lines of all processes that have one.
+pub(crate) fn compare_command_lines(kernel: &Kernel<'_>, both: &[Seen<'_>], truth: &Truth) {
+    let mut compared = 0;
+    for (pid, process) in both {
+        let words = kernel.command_line(process).expect("a command line");
+        let told = truth.text(&format!("cmdline/{pid}"));
+        assert_eq!(words.is_none(), told.is_empty(), "process {pid}");
+        let Some(words) = words else { continue };
+        let line: String = words.iter().flat_map(|word| [word.as_str(), "\0"]).collect();
+        assert_eq!(line, told, "process {pid}");
+        compared += 1;
+    }
+    assert!(compared >= 9, "control: only {compared} command lines");
 }
 
 fn id(number: u32) -> i32 {
