@@ -220,8 +220,19 @@ fn marks_that_cannot_be_kept_are_refused() {
     let child = child_of(&mut guest).expect("a child");
     guest.control().kill(child, 9).expect("it ends");
     wait_until("the child ended", || child_of(&mut guest).is_none());
-    json(&mut save(&guest, &image, &["region=dontdump"]));
-    std::fs::remove_dir_all(&image).expect("the image");
+    // An entry may be about some processes only.
+    for (comm, frames) in [("actor", Some(16)), ("another", None)] {
+        let text = format!("[[exclude]]\nregion = 'dontdump'\ncomm = '{comm}'\n");
+        std::fs::write(&policy, text).expect("a file");
+        let mut command = save(&guest, &image, &[]);
+        command.arg("--policy").arg(&policy);
+        if frames.is_none() {
+            refuses(&mut command, 3, &["matches", "region=dontdump"]);
+        } else {
+            assert_eq!(json(&mut command)["plan"]["dropped_frames"]["region"].as_u64(), frames);
+            std::fs::remove_dir_all(&image).expect("the image");
+        }
+    }
     guest.control().kill(pid, 9).expect("it ends");
 
     // So it is with what stands on a disk.
@@ -234,6 +245,9 @@ fn marks_that_cannot_be_kept_are_refused() {
     assert!(kib > 1024, "control: {used}");
     let parts = [format!("process {pid} (actor) has"), "KiB of marked memory in swap".to_owned()];
     refuses(&mut save(&guest, &image, &["region=dontdump"]), 3, &parts.each_ref().map(String::as_str));
+    let saved = json(save(&guest, &image, &["region=dontdump"]).arg("--best-effort"));
+    assert!(saved["plan"]["unaccounted"][0].as_str().is_some_and(|what| what.contains("in swap")), "{saved}");
+    std::fs::remove_dir_all(&image).expect("the image");
     sh(&mut guest, "swapoff /dev/loop0");
     json(&mut save(&guest, &image, &["region=dontdump"]));
     assert_eq!(guest.console_problems(), Vec::<String>::new());
