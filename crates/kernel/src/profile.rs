@@ -14,7 +14,7 @@ use crate::{
     file_systems, files, folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys,
     log, maple, memory_groups, message_queues, names, notifications, page, page_cache, paths, pcp,
     per_cpu_memory, perf, pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, swap, system_v,
-    tasks, terminals, ties, tree, vmas, xarray,
+    tasks, terminals, ties, tree, unmap, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,7 @@ pub struct Profile {
     pub(crate) tie: ties::TieLayout,
     pub(crate) xarray: xarray::XarrayLayout,
     pub(crate) tree: tree::TreeLayout,
+    pub(crate) unmap: unmap::UnmapLayout,
     pub(crate) packet_socket: sockets::PacketSocketLayout,
     pub(crate) tcp: sockets::TcpLayout,
     pub(crate) udp: sockets::UdpLayout,
@@ -176,6 +177,7 @@ impl Profile {
             pipe: pipes::PipeLayout::compile(&btf)?,
             socket: sockets::SocketLayout::compile(&btf)?,
             tree: tree::TreeLayout::compile(&btf)?,
+            unmap: unmap::UnmapLayout::compile(&btf)?,
             packet_socket: sockets::PacketSocketLayout::compile(&btf)?,
             tcp: sockets::TcpLayout::compile(&btf)?,
             udp: sockets::UdpLayout::compile(&btf)?,

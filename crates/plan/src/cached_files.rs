@@ -7,14 +7,17 @@
 //! | in memory only (tmpfs) | dropped if a selector names the file: it reads as zeros |
 //! | on a file system that is not known | refused by name |
 //!
-//! A page that a process which stays maps is refused if a selector names its file, and stays otherwise. A file
-//! whose name the kernel has forgotten can be any file: its clean pages are dropped too, which harms nobody.
+//! A page that a process which stays maps is taken out of its page tables if a selector names its file, and stays
+//! otherwise. It is refused if it is one of a large page, or locked into memory. A file whose name the kernel has
+//! forgotten can be any file: its clean pages are dropped too, which harms nobody.
 
 use crate::frames::FrameSurvey;
 use crate::threads::Edits;
 use crate::{DropReason, EditReason, PlanError, Selection};
-use elision_kernel::{CacheForm, CachedFile, FileSystem, FolioState, Kernel, KernelError};
-use elision_memory::{Gfn, Gva, PAGE_SIZE};
+use elision_kernel::{
+    CacheForm, CachedFile, FileSystem, FolioState, Kernel, KernelError, Unmapping, WordEdit,
+};
+use elision_memory::{Budget, Gfn, Gva, PAGE_SIZE};
 use elision_policy::{Cache, Dirty, PathGlob, Policy};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,8 +84,15 @@ pub(crate) fn survey<'a, 'k>(
     }
     let private = if rules.private { private_mappings(kernel, selection, frames)? } else { BTreeMap::new() };
     let charged = if rules.private { charged_groups(kernel, selection)? } else { BTreeMap::new() };
-    let mut survey =
-        Survey { kernel, edits, frames, charged, matched: BTreeSet::new(), dirty: BTreeMap::new() };
+    let mut survey = Survey {
+        kernel,
+        edits,
+        frames,
+        charged,
+        matched: BTreeSet::new(),
+        dirty: BTreeMap::new(),
+        mapped: BTreeMap::new(),
+    };
     let batches = kernel.batch_references()?;
     let file_systems = kernel.file_systems()?;
     let stacks = kernel.stacks(&file_systems)?;
@@ -102,6 +112,7 @@ pub(crate) fn survey<'a, 'k>(
             }
         }
     }
+    survey.unmap(selection)?;
     let Survey { matched, dirty, .. } = survey;
     if let Some((_, missed)) =
         rules.named.iter().enumerate().find(|(i, rule)| !rule.optional && !matched.contains(i))
@@ -133,6 +144,8 @@ struct Survey<'s, 'a, 'k> {
     matched: BTreeSet<usize>,
     /// Bytes that are not on disk yet, by file.
     dirty: BTreeMap<String, u64>,
+    /// Pages that processes which stay map, each with its file and the marks to be taken from it.
+    mapped: BTreeMap<Gfn, (String, Vec<WordEdit>)>,
 }
 
 impl Survey<'_, '_, '_> {
@@ -206,22 +219,20 @@ impl Survey<'_, '_, '_> {
                 },
             };
             let bytes = (folio.frames.end - folio.frames.start) * PAGE_SIZE as u64;
-            if folio.frames.clone().any(|frame| self.frames.table.is_kept(Gfn(frame))) {
-                in_use += bytes;
+            let is_kept = folio.frames.clone().any(|frame| self.frames.table.is_kept(Gfn(frame)));
+            if is_kept && wanted != Wanted::Named {
                 continue;
             }
             match folio.state {
-                FolioState::Clean(marks) => {
-                    for mark in &marks {
-                        self.edits.write(mark, EditReason::PageCache, owner)?;
-                    }
-                    for frame in folio.frames.map(Gfn) {
-                        if let Some(pid) = owner {
-                            self.frames.table.set_owner(frame, pid);
-                        }
-                        self.frames.table.drop_frame(frame, DropReason::PageCache);
+                FolioState::Clean(marks) if is_kept => {
+                    let head = Gfn(folio.frames.start);
+                    if bytes > PAGE_SIZE as u64 || self.kernel.is_locked_into_memory(head)? {
+                        in_use += bytes;
+                    } else {
+                        self.mapped.insert(head, (name.to_owned(), marks));
                     }
                 }
+                FolioState::Clean(marks) => self.drop_folio(folio.frames, &marks, owner)?,
                 FolioState::Dirty => *self.dirty.entry(name.to_owned()).or_default() += bytes,
                 FolioState::Busy(what) => {
                     return Err(PlanError::FileBusy { file: name.to_owned(), what });
@@ -235,11 +246,74 @@ impl Survey<'_, '_, '_> {
                 }
             }
         }
-        if in_use > 0 && wanted == Wanted::Named {
-            self.frames.unaccounted.push(format!(
-                "{} KiB of {name} are mapped by processes that stay; leave those out too",
-                in_use / 1024
-            ));
+        if in_use > 0 {
+            self.refuse_mapped(name, in_use);
+        }
+        Ok(())
+    }
+
+    fn refuse_mapped(&mut self, name: &str, bytes: u64) {
+        self.frames.unaccounted.push(format!(
+            "{} KiB of {name} are mapped by processes that stay, in large pages or locked into memory; leave those out too",
+            bytes / 1024
+        ));
+    }
+
+    fn drop_folio(
+        &mut self,
+        frames: std::ops::Range<u64>,
+        marks: &[WordEdit],
+        owner: Option<u32>,
+    ) -> Result<(), PlanError> {
+        for mark in marks {
+            self.edits.write(mark, EditReason::PageCache, owner)?;
+        }
+        for frame in frames.map(Gfn) {
+            if let Some(pid) = owner {
+                self.frames.table.set_owner(frame, pid);
+            }
+            self.frames.table.drop_frame(frame, DropReason::PageCache);
+        }
+        Ok(())
+    }
+
+    /// Takes pages out of the page tables of processes that stay, and drops them.
+    fn unmap(&mut self, selection: &Selection) -> Result<(), PlanError> {
+        if self.mapped.is_empty() {
+            return Ok(());
+        }
+        let pages: BTreeSet<Gfn> = self.mapped.keys().copied().collect();
+        let spaces: BTreeSet<Gva> =
+            selection.kept().filter(|p| !p.kernel_thread).filter_map(|p| p.mm).collect();
+        let mut unmapping = Unmapping::default();
+        let mut budget = Budget::new(self.kernel.ram().layout().frame_limit().0);
+        for addr in spaces {
+            let mm = self.kernel.mm(addr)?;
+            let before = unmapping.entries();
+            self.kernel.find_mappings(&mm, &pages, &mut budget, &mut unmapping)?;
+            if mm.write_locked && unmapping.entries() > before {
+                let file = self.mapped.values().next().map(|(name, _)| name.clone()).unwrap_or_default();
+                return Err(PlanError::FileBusy {
+                    file,
+                    what: "an address space that maps it is being changed",
+                });
+            }
+        }
+        // One that cannot be is one too many: then nothing is taken out.
+        let all = unmapping.stuck.is_empty() && unmapping.dirty.is_empty();
+        for (gfn, (name, marks)) in std::mem::take(&mut self.mapped) {
+            if unmapping.dirty.contains(&gfn) {
+                *self.dirty.entry(name).or_default() += PAGE_SIZE as u64;
+            } else if all {
+                self.drop_folio(gfn.0..gfn.0 + 1, &marks, None)?;
+            } else {
+                self.refuse_mapped(&name, PAGE_SIZE as u64);
+            }
+        }
+        if all {
+            for edit in self.kernel.unmap(&unmapping)? {
+                self.edits.write(&edit, EditReason::PageCache, None)?;
+            }
         }
         Ok(())
     }
