@@ -20,14 +20,15 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use support::{Images, copies_of, json, restore, save, sh};
+use support::{Images, copies_of, json, restore, save, sh, words};
 use table::{PACKAGES, PROGRAMS, Program};
 
 /// How long the guest may take for a script of the table.
 const LIMIT: Duration = Duration::from_secs(240);
 const HEADER: [&str; 4] = [
-    "How often each program's secret stands in an image without and with a selection, and how many processes were left out. \
-     Each image was restored: all other programs served, and the program itself could be started again.",
+    "One guest with kernel 6.12 and 1 GiB runs all of them. How often each program's secret stands in an image without \
+     and with a selection, and how many processes were left out. Each image was restored: all other programs \
+     served, and the program itself could be started again.",
     "",
     "| program | selection | copies before | after | processes |",
     "|---|---|---|---|---|",
@@ -62,13 +63,21 @@ fn selection(guest: &mut Guest, program: &Program) -> Vec<String> {
     program.selection.iter().map(filled).collect()
 }
 
-/// A save, with a copy of the disk as it is at that moment.
-fn save_with_disk(guest: &Guest, disk: &Path, copy: &Path, save: &mut Command) -> Value {
-    guest.endpoints().stop().expect("the guest stops");
-    debian::copy(disk, copy).expect("a copy");
-    let saved = json(save);
-    guest.endpoints().cont().expect("the guest goes on");
-    saved
+/// A save, with a copy of the disk as it is at that moment. What the guest wrote to a file after `sync` is not on the
+/// disk yet and cannot be left out of the page cache: then once more.
+fn save_with_disk(guest: &mut Guest, disk: &Path, copy: &Path, image: &Path, exclude: &[&str]) -> Value {
+    for _ in 0..5 {
+        sh(guest, "sync");
+        guest.endpoints().stop().expect("the guest stops");
+        debian::copy(disk, copy).expect("a copy");
+        let output = save(guest, image, exclude).arg("--json").output().expect("elision starts");
+        guest.endpoints().cont().expect("the guest goes on");
+        if output.status.success() {
+            return serde_json::from_slice(&output.stdout).expect("JSON on stdout");
+        }
+        println!("{}", words(&output));
+    }
+    panic!("no image without {exclude:?}");
 }
 
 /// Leaves one program out, restores and checks; gives its line of the report.
@@ -82,9 +91,8 @@ fn leave_out(
     let images = Images::new();
     let (image, copy) = (images.path("elided"), images.path("disk"));
     let selection = selection(guest, program);
-    sh(guest, "sync"); // what is not on the disk yet cannot be left out of the page cache
-    let excluded: Vec<_> = selection.iter().map(String::as_str).collect();
-    let saved = save_with_disk(guest, disk, &copy, &mut save(guest, &image, &excluded));
+    let exclude: Vec<_> = selection.iter().map(String::as_str).collect();
+    let saved = save_with_disk(guest, disk, &copy, &image, &exclude);
     let after = count(&image, program);
     println!("{}: copies {before:?}, then {after:?}", program.name);
 
@@ -105,9 +113,9 @@ fn leave_out(
     script(&mut restored, program, program.serves);
     assert_eq!(restored.console_problems(), Vec::<String>::new());
     assert!(after.iter().all(|copies| *copies == 0), "{} is in the image: {after:?}", program.name);
-    let selection = selection.iter().map(|selector| format!("`{selector}`")).collect::<Vec<_>>().join(", ");
+    let selection: Vec<_> = program.selection.iter().map(|selector| format!("`{selector}`")).collect();
     let before: u64 = before.iter().sum();
-    format!("| {} | {selection} | {before} | 0 | {} |", program.name, ended.len())
+    format!("| {} | {} | {before} | 0 | {} |", program.name, selection.join(", "), ended.len())
 }
 
 #[test]
@@ -131,7 +139,7 @@ fn each_program_is_left_out_and_comes_back() {
     let mut report: Vec<_> = HEADER.iter().map(|line| (*line).to_owned()).collect();
     for program in &PROGRAMS {
         let before = count(&plain, program);
-        assert!(before.iter().all(|copies| *copies > 0), "control: {} holds {before:?}", program.name);
+        assert!(before.first() > Some(&0), "control: {} holds {before:?}", program.name);
         report.push(leave_out(&mut guest, &options, &disk, program, &before));
     }
     report.extend(RELATIONS_HEADER.iter().map(|line| (*line).to_owned()).chain(relations));

@@ -11,7 +11,7 @@ const LOOKED_AT: [(&str, &str); 6] = [
     ("the shell of an ssh session", "pgrep -u user -x bash"),
     ("the server of an ssh session", "pgrep -u user -x sshd"),
     ("a client of ssh", "pgrep -x ssh"),
-    ("the program in a pane of tmux", "pgrep -x cat -P $(pgrep -x 'tmux: server')"),
+    ("a shell in tmux", "pgrep -x bash -P $(pgrep -x 'tmux: server')"),
     ("a service that logs", "pgrep -P 1 -f 'sleep infinity'"),
     ("a service of D-Bus", "pgrep -x systemd-logind"),
 ];

@@ -7,7 +7,7 @@ pub(crate) struct Program {
     pub(crate) name: &'static str,
     /// Starts it with its secret in it.
     pub(crate) plant: &'static str,
-    /// How it keeps its secret.
+    /// How it keeps its secret; in the first form for sure.
     pub(crate) forms: &'static [Form],
     /// What is left out; a command in `$( )` is run by the guest.
     pub(crate) selection: &'static [&'static str],
@@ -103,7 +103,7 @@ pub(crate) const PROGRAMS: [Program; 11] = [
     Program {
         name: "tmux",
         plant: include_str!("tmux.sh"),
-        forms: &[Form::Plain, Form::TmuxCells],
+        forms: &[Form::TmuxCells, Form::Plain],
         selection: &["unit=tmux.service"],
         serves: "tmux list-sessions",
         start: "systemctl start tmux",
