@@ -19,10 +19,11 @@ pub(crate) fn take_dependents(
     let mut index = Index::new(kernel, processes)?;
     let by_pid: BTreeMap<u32, &Process> = processes.iter().map(|p| (p.pid, p)).collect();
     let mut todo: Vec<u32> = excluded.iter().copied().collect();
+    todo.iter().for_each(|pid| index.leave_out(*pid));
     while let Some(pid) = todo.pop() {
         let Some(process) = by_pid.get(&pid) else { continue };
         let mut dependents: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-        for link in index.links(process, excluded)?.into_iter().filter(|link| link.carries) {
+        for link in index.links(process)?.into_iter().filter(|link| link.carries) {
             dependents.entry(link.other).or_default().push(link);
         }
         for (other, links) in dependents {
@@ -31,6 +32,7 @@ pub(crate) fn take_dependents(
             if let Some(link) = telling.filter(|link| !link.role.stays()) {
                 taken.insert(other, index.describe(pid, link)?);
                 excluded.insert(other);
+                index.leave_out(other);
                 todo.push(other);
             }
         }

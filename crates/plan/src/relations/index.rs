@@ -134,12 +134,20 @@ impl<'a, 'k> Index<'a, 'k> {
         Ok(())
     }
 
-    /// The links of a process to others than `excluded`.
-    pub(crate) fn links(
-        &mut self,
-        process: &Process,
-        excluded: &BTreeSet<u32>,
-    ) -> Result<Vec<Link>, PlanError> {
+    /// No link leads to this process any more.
+    pub(crate) fn leave_out(&mut self, pid: u32) {
+        for of in self.ends.get(&pid).into_iter().flat_map(BTreeMap::keys) {
+            if let Some(holders) = self.holders.get_mut(of) {
+                holders.remove(&pid);
+            }
+        }
+        for (other, _) in self.traces.get(&pid).cloned().unwrap_or_default() {
+            self.traces.entry(other).or_default().retain(|(by, _)| *by != pid);
+        }
+    }
+
+    /// The links of a process to those that were not left out.
+    pub(crate) fn links(&mut self, process: &Process) -> Result<Vec<Link>, PlanError> {
         let mut links = Vec::new();
         let ends: Vec<Tie> = self.ends.get(&process.pid).into_iter().flatten().map(|(_, t)| *t).collect();
         for own in ends {
@@ -149,7 +157,7 @@ impl<'a, 'k> Index<'a, 'k> {
             }
             for of in self.related(own.of)? {
                 let holders = self.holders.get(&of).into_iter().flatten();
-                for other in holders.copied().filter(|pid| !excluded.contains(pid)) {
+                for &other in holders {
                     let what = "list of open files";
                     let torn = KernelError::Torn { what, at: process.leader, why: TOO_MANY };
                     self.work_left = self.work_left.checked_sub(1).ok_or(torn)?;
@@ -158,8 +166,7 @@ impl<'a, 'k> Index<'a, 'k> {
                 }
             }
         }
-        let traces = self.traces.get(&process.pid).into_iter().flatten();
-        for &(other, carries) in traces.filter(|(pid, _)| !excluded.contains(pid)) {
+        for &(other, carries) in self.traces.get(&process.pid).into_iter().flatten() {
             let role = self.role_of(other, if carries { Role::Tracer } else { Role::Peer });
             links.push(Link { other, role, carries, kind: RelationKind::Trace, own: None, peer: None });
         }

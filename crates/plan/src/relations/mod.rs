@@ -103,9 +103,10 @@ impl Selection {
             return Ok(Vec::new());
         }
         let mut index = Index::new(kernel, &self.processes)?;
+        self.excluded.iter().for_each(|pid| index.leave_out(*pid));
         let mut found = BTreeSet::new();
         for process in self.excluded() {
-            for link in index.links(process, &self.excluded)? {
+            for link in index.links(process)? {
                 if found.len() < LIST_LIMIT {
                     found.insert(index.describe(process.pid, &link)?);
                 }
