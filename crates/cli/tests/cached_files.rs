@@ -4,7 +4,7 @@
 mod support;
 
 use elision_testbed::programs::Files;
-use elision_testbed::{Guest, GuestOptions, modules, pages, secret};
+use elision_testbed::{Guest, GuestOptions, Spawn, modules, pages, secret};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::{Images, copies, json, refuses, restore, save, sh, swap};
@@ -128,16 +128,26 @@ fn left_out_and_read_again(kernel: &str) {
     let folder = Images::new();
     let (mut guest, disks) = boot(kernel, &folder);
     let kinds = understood(kernel);
-    let before = sums(&mut guest);
+    // A process that stays maps a chosen file.
+    sh(&mut guest, "mkdir -p /var/played /disks/0/secret/mapped");
+    sh(&mut guest, "mount --bind /disks/0/secret/mapped /var/played");
+    let mapper = guest.control().spawn(&Spawn::new("mapped", "file", "block")).expect("a process");
+    let place = mapper.planted.iter().find(|planted| planted.place == "file").expect("a mapping");
+    let (page, pages) = (place.address / 4096, place.len / 4096);
+    let memory = format!("dd if=/proc/{}/mem bs=4096 skip={page} count={pages} | sha256sum", mapper.pid);
+    sh(&mut guest, "sync");
+    let (before, mapped) = (sums(&mut guest), sh(&mut guest, &memory));
     let (plain, elided) = (folder.path("plain"), folder.path("elided"));
     json(&mut save(&guest, &plain, &[]));
     let saved = json(&mut save(&guest, &elided, &["file=/disks/*/secret/**"]));
-    let (was, is) = (copies(&plain, &["chosen", "other"]), copies(&elided, &["chosen", "other"]));
-    println!("{kernel}: copies of the chosen and the other: {was:?}, then {is:?}; {}", saved["plan"]);
+    let labels = ["chosen", "other", "mapped"];
+    let (was, is) = (copies(&plain, &labels), copies(&elided, &labels));
+    println!("{kernel}: copies of {labels:?}: {was:?}, then {is:?}; {}", saved["plan"]);
     let planted: u64 = kinds.iter().flat_map(chosen).map(|(_, copies)| copies).sum();
     assert!(was[0] >= planted && was[1] >= 3000 * kinds.len() as u64, "control: {was:?}");
     assert_eq!(is[0], 0, "chosen files");
     assert!(is[1] >= 3000 * kinds.len() as u64, "files that were not chosen are gone");
+    assert!(was[2] > pages * 128 && is[2] < 100, "the process has its own copies, and no more: {is:?}");
 
     // Nothing is written to the disks after the save: all was, and reading leaves no mark.
     guest.endpoints().stop().expect("the guest stops");
@@ -148,13 +158,14 @@ fn left_out_and_read_again(kernel: &str) {
     drop(guest);
     let options = machine(kernel, &own);
     let mut restored = restore(&options, &elided);
+    assert_eq!(sh(&mut restored, &memory), mapped, "what the process sees of the file");
     assert_eq!(sums(&mut restored), before, "after the restore");
     assert_eq!(swap::pressure(&mut restored, &options), None);
     assert_eq!(sums(&mut restored), before, "under memory pressure");
     sh(&mut restored, "actor secret later 100 > /disks/0/open/later && rm /disks/0/open/later && sync");
     sh(&mut restored, "echo 3 > /proc/sys/vm/drop_caches");
     assert_eq!(sums(&mut restored), before, "on the disks");
-    sh(&mut restored, "umount /disks/*");
+    sh(&mut restored, &format!("kill -9 {}; umount /var/played && umount /disks/*", mapper.pid));
     assert!(restored.console_problems().is_empty(), "{:?}", restored.console_problems());
     drop(restored);
     for ((kind, disk), own) in kinds.iter().zip(&disks).zip(&own) {

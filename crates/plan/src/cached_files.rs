@@ -55,6 +55,11 @@ impl FileRules {
             wait: policy.save.dirty() == Dirty::Wait,
         }
     }
+
+    /// Whether nothing is left out of the page cache.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.named.is_empty() && !self.private
+    }
 }
 
 /// Why a file's cache is left out.
@@ -79,7 +84,7 @@ pub(crate) fn survey<'a, 'k>(
     best_effort: bool,
 ) -> Result<(), PlanError> {
     let rules = &selection.files;
-    if rules.named.is_empty() && !rules.private {
+    if rules.is_empty() {
         return Ok(());
     }
     let private = if rules.private { private_mappings(kernel, selection, frames)? } else { BTreeMap::new() };

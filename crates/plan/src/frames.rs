@@ -217,7 +217,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                     process.pid, process.comm
                 ));
             }
-            if seen.insert(addr) && !(spaces.is_empty() && regions.is_empty()) {
+            if seen.insert(addr) && !(spaces.is_empty() && regions.is_empty() && selection.files.is_empty()) {
                 self.kept_space(process, addr, &mut shared, &mut regions)?;
             }
             regions.open_files(self.kernel, process, &mut self.slots_left)?;
