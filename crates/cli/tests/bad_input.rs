@@ -80,7 +80,11 @@ fn a_save_that_cannot_be_done_changes_nothing() {
 }
 
 fn selections(scene: &mut Scene) {
-    scene.refuses(&["comm=no-such-thing"], 3, &["Nothing in the guest matches `comm=no-such-thing`", "optional"]);
+    scene.refuses(
+        &["comm=no-such-thing"],
+        3,
+        &["Nothing in the guest matches `comm=no-such-thing`", "optional"],
+    );
     scene.refuses(&["pid=999999"], 3, &["Nothing in the guest matches `pid=999999`"]);
     // One that matches does not make up for one that does not.
     scene.refuses(&["uid=1234", "uid=4321"], 3, &["uid=4321"]);
