@@ -128,10 +128,11 @@ fn left_out_and_read_again(kernel: &str) {
     let folder = Images::new();
     let (mut guest, disks) = boot(kernel, &folder);
     let kinds = understood(kernel);
-    // A process that stays maps a chosen file.
+    // A process that stays maps a chosen file. Pages of longer files are large on newer kernels.
+    let file = if kernel == "7" { "file=4K" } else { "file" };
     sh(&mut guest, "mkdir -p /var/played /disks/0/secret/mapped");
     sh(&mut guest, "mount --bind /disks/0/secret/mapped /var/played");
-    let mapper = guest.control().spawn(&Spawn::new("mapped", "file", "block")).expect("a process");
+    let mapper = guest.control().spawn(&Spawn::new("mapped", file, "block")).expect("a process");
     let place = mapper.planted.iter().find(|planted| planted.place == "file").expect("a mapping");
     let (page, pages) = (place.address / 4096, place.len / 4096);
     let memory =
@@ -148,7 +149,10 @@ fn left_out_and_read_again(kernel: &str) {
     assert!(was[0] >= planted && was[1] >= 3000 * kinds.len() as u64, "control: {was:?}");
     assert_eq!(is[0], 0, "chosen files");
     assert!(is[1] >= 3000 * kinds.len() as u64, "files that were not chosen are gone");
-    assert!(was[2] > pages * 128 && is[2] < 100, "the process has its own copies, and no more: {is:?}");
+    assert!(
+        was[2] >= pages * 128 + is[2] && is[2] < 100,
+        "the process has its own copies, and no more: {is:?}"
+    );
 
     // Nothing is written to the disks after the save: all was, and reading leaves no mark.
     guest.endpoints().stop().expect("the guest stops");
