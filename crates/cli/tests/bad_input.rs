@@ -10,7 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Images, Window, elision, json, refuses, runs, save, words};
+use support::{Images, Window, elision, json, refuses, runs, save, save_stopped, words};
 
 /// A guest with one process to leave out, and a folder for images that must not appear.
 struct Scene {
@@ -204,8 +204,7 @@ fn full_disk(scene: &mut Scene) {
 
 fn a_paused_vm(scene: &mut Scene) {
     let target = scene.target();
-    scene.guest.endpoints().stop().expect("a stop");
-    let saved = save(&scene.guest, &target, &["uid=1234"]).output().expect("elision starts");
+    let saved = save_stopped(&scene.guest, &target, &["uid=1234"]);
     assert!(saved.status.success(), "{}", words(&saved));
     assert!(words(&saved).contains("The VM is paused. It stays so"), "{}", words(&saved));
     assert!(!runs(&mut scene.watch), "a VM that was paused must stay so");

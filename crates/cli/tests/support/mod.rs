@@ -41,6 +41,22 @@ pub(crate) fn save(guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
     command
 }
 
+/// Stops a guest and saves it while it stands still. One that was stopped in the middle of something runs on for a
+/// moment first, as the saver itself cannot let it.
+pub(crate) fn save_stopped(guest: &Guest, image: &Path, exclude: &[&str]) -> Output {
+    for _ in 0..50 {
+        guest.endpoints().stop().expect("a stop");
+        let output = save(guest, image, exclude).output().expect("elision starts");
+        if output.status.code() != Some(3) {
+            return output;
+        }
+        println!("stopped at a bad moment: {}", words(&output));
+        guest.endpoints().cont().expect("it runs on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the guest never holds still");
+}
+
 /// Restores an image beside its source and waits until the guest takes requests.
 pub(crate) fn restore(options: &GuestOptions, image: &Path) -> Guest {
     let options = options.clone().ram(RamMode::Plain);
