@@ -13,13 +13,13 @@ use std::process::Command;
 
 /// The module called `name` of a kernel, from the cache or else fetched, not compressed.
 pub fn get(kernel: &Kernel, name: &str) -> Result<PathBuf, Error> {
-    Package { kernel, unpacked: None }.module(name)
+    Package { kernel, lock: None, unpacked: None }.module(name)
 }
 
 /// Modules of a kernel and those that they need, for [`GuestOptions::files`](crate::GuestOptions::files), in the
 /// order in which they can be loaded.
 pub fn with_needs(kernel: &Kernel, names: &[&str]) -> Result<Files, Error> {
-    let mut package = Package { kernel, unpacked: None };
+    let mut package = Package { kernel, lock: None, unpacked: None };
     let mut files = Files::new();
     for name in names {
         package.add(name, &mut files)?;
@@ -30,6 +30,8 @@ pub fn with_needs(kernel: &Kernel, names: &[&str]) -> Result<Files, Error> {
 /// A kernel's package, fetched when a module is not in the cache, and removed at the end.
 struct Package<'k> {
     kernel: &'k Kernel,
+    /// One test fetches it, the others wait.
+    lock: Option<fs::File>,
     unpacked: Option<PathBuf>,
 }
 
@@ -53,6 +55,10 @@ impl Package<'_> {
         if kept.is_file() {
             return Ok(kept);
         }
+        self.lock()?;
+        if kept.is_file() {
+            return Ok(kept);
+        }
         let reason = format!("{} has no module {name}", self.kernel.package);
         let missing = Error::NoKernel { name: self.kernel.name.clone(), reason };
         let found = find(self.unpack()?, name).ok_or(missing)?;
@@ -68,8 +74,18 @@ impl Package<'_> {
         Ok(kept)
     }
 
+    fn lock(&mut self) -> Result<(), Error> {
+        if self.lock.is_none() {
+            let path = self.kernel.vmlinuz.with_file_name("modules.lock");
+            let lock = fs::File::create(&path).context("create", &path)?;
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("lock", &path)?;
+            self.lock = Some(lock);
+        }
+        Ok(())
+    }
+
     fn folder(&self) -> PathBuf {
-        paths::cache().join("apt").join(format!("{}-modules-{}", self.kernel.name, std::process::id()))
+        paths::cache().join("apt").join(format!("{}-modules", self.kernel.name))
     }
 
     fn unpack(&mut self) -> Result<&Path, Error> {
