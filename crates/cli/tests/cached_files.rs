@@ -212,6 +212,8 @@ fn files_are_refused_waited_for_or_left_out() {
     let folder = Images::new();
     let (mut guest, _disks) = boot(kernel, &folder);
     let image = folder.path("image");
+    // Memory behind which the kernel has a file without a name.
+    guest.control().spawn(&Spawn::new("huge", "hugetlb", "block")).expect("a process");
 
     sh(&mut guest, "actor secret tiny > /disks/3/secret/tiny && sync");
     let choice = ["file=/disks/3/secret/tiny"];

@@ -9,6 +9,7 @@
 //! any mount namespace. It has none when its name was removed, or when the kernel forgot it for want of memory
 //! (`fs/dcache.c`); its pages can outlive both.
 
+use crate::files::REGULAR;
 use crate::layout::layout;
 use crate::{Kernel, KernelError};
 use elision_memory::Gva;
@@ -26,7 +27,6 @@ layout! {
         next_mount: optional("mount", &["mnt_next_for_sb"]),
         namespace: offset("mount", &["mnt_ns"]),
         in_list: offset("inode", &["i_sb_list"]),
-        mode: offset("inode", &["i_mode"]),
         block_bits: offset("inode", &["i_blkbits"]),
         size: offset("inode", &["i_size"]),
         cache: offset("inode", &["i_data"]),
@@ -39,15 +39,13 @@ layout! {
 const WHAT: &str = "file system";
 const NAME_LIMIT: usize = 32;
 const READ_ONLY: u64 = 1;
-const FORMAT: u16 = 0o170_000;
-const REGULAR: u16 = 0o100_000;
 /// More mounts or hard links than this are not looked at.
 const NAMES_LIMIT: usize = 4096;
 
 /// How a file system keeps track of what it has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheForm {
-    /// Memory is all there is: tmpfs, ramfs.
+    /// Memory is all there is: tmpfs, ramfs, hugetlbfs.
     Memory,
     /// A ring of `buffer_head` for each page (`fs/buffer.c`).
     Buffers,
@@ -106,7 +104,7 @@ impl Kernel<'_> {
 
     fn cache_form(&self, name: &str) -> CacheForm {
         match name {
-            "tmpfs" | "ramfs" | "rootfs" | "devtmpfs" => CacheForm::Memory,
+            "tmpfs" | "ramfs" | "rootfs" | "devtmpfs" | "hugetlbfs" | "secretmem" => CacheForm::Memory,
             "ext4" | "ext3" | "ext2" => CacheForm::Buffers,
             "xfs" => CacheForm::Iomap,
             "btrfs" if self.tracks_pages_only() => CacheForm::Btrfs,
@@ -152,7 +150,7 @@ impl Kernel<'_> {
             };
             *budget = budget.checked_sub(1).ok_or(torn)?;
             let inode = Gva(entry.0.wrapping_sub(layout.in_list));
-            if self.u16(inode.wrapping_add(layout.mode), WHAT)? & FORMAT != REGULAR {
+            if self.inode_format(inode)? != REGULAR {
                 return Ok(());
             }
             let mapping = inode.wrapping_add(layout.cache);

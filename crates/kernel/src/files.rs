@@ -27,6 +27,9 @@ const WHAT: &str = "file table";
 const POINTER: u64 = !3;
 const FORMAT: u16 = 0o170_000;
 const FIFO: u16 = 0o010_000;
+/// What [`Kernel::inode_format`] is of a regular file, and of a character device.
+pub(crate) const REGULAR: u16 = 0o100_000;
+pub(crate) const CHARACTERS: u16 = 0o020_000;
 /// The file operations of terminals.
 const TERMINALS: [&str; 4] = ["tty_fops", "ptmx_fops", "console_fops", "hung_up_tty_fops"];
 
@@ -108,6 +111,11 @@ impl Kernel<'_> {
         })
     }
 
+    /// What kind of file an inode is (`S_IFMT`).
+    pub(crate) fn inode_format(&self, inode: Gva) -> Result<u16, KernelError> {
+        Ok(self.u16(inode.wrapping_add(self.profile.files.mode), "inode")? & FORMAT)
+    }
+
     /// An open file, and what stands behind it.
     pub fn open_file(&self, file: Gva) -> Result<OpenFile, KernelError> {
         const WHAT: &str = "open file";
@@ -116,7 +124,7 @@ impl Kernel<'_> {
         let (inode, operations) = (member(layout.inode)?, member(layout.operations)?);
         let private = member(layout.private)?;
         let is = |name| self.symbol(name) == Some(operations);
-        let kind = if self.u16(inode.wrapping_add(layout.mode), WHAT)? & FORMAT == FIFO {
+        let kind = if self.inode_format(inode)? == FIFO {
             FileKind::Pipe(self.pointer(inode.wrapping_add(layout.pipe), WHAT)?)
         } else if is("socket_file_ops") {
             FileKind::Socket(self.pointer(private.wrapping_add(layout.socket_sk), WHAT)?)

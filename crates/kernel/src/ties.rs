@@ -10,6 +10,7 @@
 //! what is behind a file by its page cache. Which sockets belong together is asked of the sockets
 //! ([`Kernel::unix_peer`], [`Kernel::tcp_peers`], [`Kernel::udp_target`]).
 
+use crate::files::{CHARACTERS, REGULAR};
 use crate::layout::layout;
 use crate::tasks::Process;
 use crate::{FileKind, Kernel, KernelError, OpenFile};
@@ -18,7 +19,6 @@ use elision_memory::Gva;
 layout! {
     pub(crate) struct TieLayout {
         mode: number("file", &["f_mode"]),
-        inode_kind: number("inode", &["i_mode"]),
         inode_number: number("inode", &["i_ino"]),
         device: number("inode", &["i_rdev"]),
         traced: number("task_struct", &["ptrace"]),
@@ -33,9 +33,6 @@ const WHAT: &str = "open file";
 /// `FMODE_READ`, `FMODE_WRITE`.
 const READ: u64 = 1;
 const WRITE: u64 = 2;
-const FORMAT: u64 = 0o170_000;
-const REGULAR: u64 = 0o100_000;
-const CHARACTERS: u64 = 0o020_000;
 /// The major number of `/dev/null` and its like, through which nobody reaches anybody.
 const MEMORY_DEVICES: u64 = 1;
 const MINOR_BITS: u32 = 20;
@@ -120,7 +117,7 @@ impl Kernel<'_> {
             }
             FileKind::Terminal(tty) => Some(Tied::Terminal(tty)),
             FileKind::Other => {
-                let kind = self.number(file.inode, layout.inode_kind, WHAT)? & FORMAT;
+                let kind = self.inode_format(file.inode)?;
                 let major = self.number(file.inode, layout.device, WHAT)? >> MINOR_BITS;
                 match self.content_of(file.file, file.inode)? {
                     Some(content) => Some(content),
@@ -133,8 +130,8 @@ impl Kernel<'_> {
 
     /// What is behind a regular file.
     fn content_of(&self, file: Gva, inode: Gva) -> Result<Option<Tied>, KernelError> {
-        let kind = self.number(inode, self.profile.tie.inode_kind, WHAT)?;
-        let mapping = self.file_mapping(file)?.filter(|_| kind & FORMAT == REGULAR);
+        let kind = self.inode_format(inode)?;
+        let mapping = self.file_mapping(file)?.filter(|_| kind == REGULAR);
         let Some(mapping) = mapping else { return Ok(None) };
         let operations = self.pointer(mapping.wrapping_add(self.profile.page_cache.operations), WHAT)?;
         let in_memory = ["shmem_aops", "hugetlbfs_aops", "secretmem_aops", "ram_aops"];
