@@ -12,9 +12,9 @@ use crate::symbols::Symbols;
 use crate::{
     KernelError, aio, batches, bpf_maps, buddy, calls, cgroup, command_line, compressed, cpus, event_files,
     file_systems, files, folios, fpu, frames, given_back, hugetlb, idle_stacks, io_uring, irq_work, keys,
-    log, maple, memory_groups, message_queues, names, notifications, page, page_cache, paths, pcp,
+    log, maple, memory_groups, message_queues, names, notifications, orc, page, page_cache, paths, pcp,
     per_cpu_memory, perf, pipes, queued_signals, screens, signal, skb, slab, sockets, stacks, swap, system_v,
-    tasks, terminals, ties, tree, unmap, vmas, xarray,
+    tasks, terminals, ties, tree, unmap, unwind, vmas, xarray,
 };
 use elision_memory::{Gva, Ram};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Raised when the members below change.
-const FORMAT: u32 = 10;
+const FORMAT: u32 = 11;
 const PROFILE_LIMIT: u64 = 1 << 20;
 
 /// One kernel build.
@@ -57,6 +57,7 @@ pub struct Profile {
     pub(crate) keys: Option<keys::KeyLayout>,
     pub(crate) memory_groups: memory_groups::MemoryGroupLayout,
     pub(crate) maple: maple::MapleLayout,
+    pub(crate) orc: orc::OrcLayout,
     pub(crate) messages: message_queues::MessageLayouts,
     pub(crate) mm: vmas::MmLayout,
     pub(crate) name: names::NameLayout,
@@ -87,6 +88,7 @@ pub struct Profile {
     pub(crate) xarray: xarray::XarrayLayout,
     pub(crate) tree: tree::TreeLayout,
     pub(crate) unmap: unmap::UnmapLayout,
+    pub(crate) unwind: unwind::UnwindLayout,
     pub(crate) packet_socket: sockets::PacketSocketLayout,
     pub(crate) tcp: sockets::TcpLayout,
     pub(crate) udp: sockets::UdpLayout,
@@ -178,6 +180,8 @@ impl Profile {
             socket: sockets::SocketLayout::compile(&btf)?,
             tree: tree::TreeLayout::compile(&btf)?,
             unmap: unmap::UnmapLayout::compile(&btf)?,
+            unwind: unwind::UnwindLayout::compile(&btf)?,
+            orc: orc::OrcLayout::compile(&btf)?,
             packet_socket: sockets::PacketSocketLayout::compile(&btf)?,
             tcp: sockets::TcpLayout::compile(&btf)?,
             udp: sockets::UdpLayout::compile(&btf)?,

@@ -117,7 +117,8 @@ impl Kernel<'_> {
         Ok([word(layout.orig_ax)?, word(layout.third)?, word(layout.sixth)?])
     }
 
-    fn registers_on(&self, stack: &Stack) -> Result<Gva, KernelError> {
+    /// Where the user registers of a thread are saved on its stack.
+    pub(crate) fn registers_on(&self, stack: &Stack) -> Result<Gva, KernelError> {
         let layout = &self.profile.stack;
         for pad in [0, 8, 16] {
             let regs = stack.base.wrapping_add(stack.size - pad - layout.regs_size);

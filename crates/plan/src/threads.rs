@@ -92,6 +92,10 @@ impl<'a, 'k> Edits<'a, 'k> {
                 for range in self.kernel.saved_registers(&stack)?.clear {
                     self.zero(range, EditReason::UserRegisters, owner)?;
                 }
+                let gap = if thread.on_cpu { None } else { self.kernel.unused_gap(&stack)? };
+                if let Some(gap) = gap {
+                    self.zero(gap, EditReason::DeadStack, owner)?;
+                }
             }
             let fpu = self.kernel.fpu_area(thread)?;
             self.zero(fpu.at..fpu.at.wrapping_add(fpu.len), EditReason::FpuState, owner)?;
