@@ -64,6 +64,18 @@ impl Source {
     }
 }
 
+/// The source to take packages of the distribution from, or those of its security archive.
+pub(crate) fn best(debian: &[Source], security: bool) -> Option<&Source> {
+    // Debian's own keyring first, then a mirror that calls itself so.
+    let rank = |s: &&Source| {
+        let key = s.signed_by.as_deref().is_some_and(|k| k.contains("debian-archive"));
+        let named =
+            |u: &String| u.trim_end_matches('/').ends_with("/debian") || u.contains("debian-security");
+        (key, s.uris.iter().any(named))
+    };
+    debian.iter().filter(|s| s.is_security() == security).rev().max_by_key(rank)
+}
+
 /// All sources of the machine.
 pub(crate) fn of_machine(etc_apt: &Path) -> Vec<Source> {
     let mut files = vec![etc_apt.join("sources.list")];

@@ -46,6 +46,14 @@ pub enum Error {
         /// What was looked for.
         reason: String,
     },
+    /// A version of QEMU cannot be had.
+    #[error("QEMU {name} cannot be had on this machine: {reason}")]
+    NoHypervisor {
+        /// Name of the version.
+        name: String,
+        /// What was looked for.
+        reason: String,
+    },
     /// The guest did not come up.
     #[error("The guest was not ready: {reason}. Its console ended with:\n{console}")]
     NotReady {

@@ -118,28 +118,15 @@ pub(crate) fn paragraphs(name: &str, machine: &[Source]) -> String {
 
 /// Paragraphs for the suites of `name`, if the machine has Debian sources.
 fn debian_paragraphs(name: &str, debian: &[Source]) -> Option<String> {
-    // Debian's own keyring first, then a mirror that calls itself so.
-    let rank = |s: &&Source| {
-        let key = s.signed_by.as_deref().is_some_and(|k| k.contains("debian-archive"));
-        let path = s
-            .uris
-            .iter()
-            .any(|u| u.trim_end_matches('/').ends_with("/debian") || u.contains("debian-security"));
-        (key, path)
-    };
-    let best = |security: bool| {
-        let fitting = debian.iter().filter(|s| s.is_security() == security);
-        fitting.rev().max_by_key(rank)
-    };
     let (suites, codename) = match name {
         "5.10" => (&["bullseye"][..], Some("bullseye")),
         "6.1" => (&["bookworm"][..], Some("bookworm")),
         "6.12" => (&["trixie"][..], Some("trixie")),
         _ => (&["trixie-backports", "sid"][..], None),
     };
-    let archive = best(false)?;
+    let archive = apt_sources::best(debian, false)?;
     let mut paragraphs: Vec<String> = suites.iter().map(|s| archive.paragraph(s)).collect();
-    if let (Some(security), Some(codename)) = (best(true), codename) {
+    if let (Some(security), Some(codename)) = (apt_sources::best(debian, true), codename) {
         paragraphs.push(security.paragraph(&format!("{codename}-security")));
     }
     Some(paragraphs.join("\n"))

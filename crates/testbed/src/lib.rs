@@ -10,6 +10,7 @@
 //! # Ok::<(), elision_testbed::Error>(())
 //! ```
 //! - [`kernels`], [`modules`]: kernels fetched by package name through apt, kept in a cache.
+//! - [`hypervisors`]: versions of QEMU.
 //! - [`debian`]: disks with a Debian system, for guests with systemd and real programs.
 //! - [`GuestOptions`], [`Guest`]: a QEMU command as a user would write it, and the guest that runs.
 //! - [`Control`]: requests to the server in the guest.
@@ -28,6 +29,7 @@ pub mod dump;
 mod endpoints;
 mod error;
 mod guest;
+pub mod hypervisors;
 mod initramfs;
 pub mod kernels;
 pub mod modules;

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::guest::{BOOT_LIMIT, Guest};
 use crate::kernels::Kernel;
 use crate::programs::Files;
-use crate::{initramfs, kernels, modules, paths};
+use crate::{hypervisors, initramfs, kernels, modules, paths};
 use elision_memory::{FileOffset, Gpa, RamLayout, RamRegion};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +24,7 @@ pub enum RamMode {
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
     pub(crate) kernel: String,
+    qemu: Option<String>,
     memory_mib: u64,
     vcpus: u32,
     four_level: bool,
@@ -36,11 +37,13 @@ pub struct GuestOptions {
 }
 
 impl GuestOptions {
-    /// 512 MiB, two vCPUs, five-level paging where kernel and processor have it, shared RAM.
+    /// 512 MiB, two vCPUs, five-level paging where kernel and processor have it, shared RAM;
+    /// the machine's own QEMU, or the version that `ELISION_QEMU` names.
     #[must_use]
     pub fn new(kernel: &str) -> Self {
         Self {
             kernel: kernel.to_owned(),
+            qemu: std::env::var("ELISION_QEMU").ok(),
             memory_mib: 512,
             vcpus: 2,
             four_level: false,
@@ -51,6 +54,13 @@ impl GuestOptions {
             files: Files::new(),
             root_disk: None,
         }
+    }
+
+    /// This version of QEMU, one of [`hypervisors::NAMES`].
+    #[must_use]
+    pub fn qemu(mut self, name: &str) -> Self {
+        self.qemu = Some(name.to_owned());
+        self
     }
 
     /// RAM in MiB.
@@ -155,17 +165,12 @@ impl GuestOptions {
             None => accel::choose(&self.kernel),
         };
         let at = |name: &str| folder.join(name).display().to_string();
-        let mut words: Vec<String> = Vec::new();
+        let mut words = match &self.qemu {
+            Some(name) => hypervisors::get(name)?,
+            None => vec!["qemu-system-x86_64".to_owned()],
+        };
         let mut add = |parts: &[&str]| words.extend(parts.iter().map(|p| (*p).to_owned()));
-        add(&[
-            "qemu-system-x86_64",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-accel",
-            accel.option(),
-        ]);
+        add(&["-nodefaults", "-display", "none", "-no-reboot", "-accel", accel.option()]);
         add(&["-cpu", if self.four_level { "max,la57=off" } else { "max" }]);
         add(&["-m", &self.memory_mib.to_string(), "-smp", &self.vcpus.to_string()]);
         match self.ram {
