@@ -2,16 +2,20 @@
 //!
 //! - [`Gpa`], [`Gva`], [`Gfn`], [`FileOffset`]: four kinds of address, four types.
 //! - [`RamLayout`]: where the pieces of guest-physical RAM stand in the RAM file.
-//! - [`Ram`]: RAM to read, from a running VM's shared file or from a checkpoint.
+//! - [`Ram`]: RAM to read, from a running VM's shared file, from its process, or from a checkpoint.
 //! - [`PageTables`]: x86-64 four- and five-level translation and bounded walks.
 
 mod address;
+mod extents;
 mod layout;
 mod mapping;
+mod mirror;
 mod page_table;
+mod process;
 mod ram;
 
 pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
 pub use layout::{LayoutError, RamLayout, RamRegion};
 pub use page_table::{Budget, Leaf, LeafSize, Node, PageTables, Translation, WalkError};
+pub use process::ProcessRam;
 pub use ram::{MemoryError, Ram};

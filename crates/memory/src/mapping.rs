@@ -4,7 +4,7 @@
 //! exist: bytes are copied out through raw pointers, and what was copied may be torn. Callers
 //! treat guest memory as hostile anyway.
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use std::fs::File;
 use std::io;
 
@@ -31,6 +31,11 @@ impl Mapping {
     /// Zeroed memory of its own.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         Ok(Self { map: MmapOptions::new().len(len).map_anon()?.into() })
+    }
+
+    /// Zeroed memory of which only what is filled takes room.
+    pub(crate) fn sparse(len: usize) -> io::Result<Self> {
+        Ok(Self { map: MmapOptions::new().len(len).no_reserve_swap().map_anon()?.into() })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -75,6 +80,60 @@ impl Mapping {
         // (`Ram::poke` checks); the range was just checked; `&mut self` excludes other users here.
         unsafe { self.map.as_mut_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         true
+    }
+
+    /// Overwrites bytes of a sparse mapping that other threads may be reading. `false` outside the mapping.
+    #[must_use]
+    pub(crate) fn fill(&self, offset: usize, bytes: &[u8]) -> bool {
+        if !self.holds(offset, bytes.len()) {
+            return false;
+        }
+        // SAFETY: only sparse mappings, which are writable, are filled (`Mirror` owns its mapping); the range
+        // was just checked. Readers copy through raw pointers and can at most see a torn copy.
+        unsafe { self.map.as_mut_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        true
+    }
+
+    /// Overwrites bytes of a sparse mapping with those at an address of another process.
+    pub(crate) fn fill_from(
+        &self,
+        pid: i32,
+        mut address: usize,
+        offset: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        if !self.holds(offset, len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut done = 0;
+        while done < len {
+            // SAFETY: `done` is below `len`, so this is inside the mapping, as just checked.
+            let to = unsafe { self.map.as_mut_ptr().add(offset + done) };
+            let local = libc::iovec { iov_base: to.cast(), iov_len: len - done };
+            let remote =
+                libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: len - done };
+            // SAFETY: the kernel writes at most `len - done` bytes at `to`, inside of a mapping that is writable
+            // as in `fill`. The other address is never used here: a bad one is an error.
+            let n = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+            match usize::try_from(n) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => (done, address) = (done + n, address.wrapping_add(n)),
+                Err(_) => return Err(io::Error::last_os_error()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the room of a sparse mapping back: it is zeroed.
+    pub(crate) fn empty(&self) -> io::Result<()> {
+        // SAFETY: no reference into the mapping exists, and its owner expects zeros from now on.
+        unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) }
+    }
+
+    /// Address of the first byte.
+    #[cfg(test)]
+    pub(crate) fn address(&self) -> usize {
+        self.map.as_ptr().addr()
     }
 
     fn holds(&self, offset: usize, len: usize) -> bool {

@@ -1,9 +1,10 @@
-//! Guest RAM to read: of a running VM through its shared RAM file, or of a file at rest.
+//! Guest RAM to read: of a running VM through its shared RAM file or through its process, or of a file at rest.
 
+use crate::extents::{extents, whole};
 use crate::mapping::Mapping;
+use crate::mirror::Mirror;
+use crate::process::ProcessRam;
 use crate::{FileOffset, Gfn, Gpa, PAGE_SIZE, RamLayout};
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -31,6 +32,28 @@ pub enum MemoryError {
     /// The operating system refused.
     #[error("Cannot map the RAM file")]
     Map(#[from] io::Error),
+    /// Another process's memory may not be read.
+    #[error(
+        "The memory of process {pid} may not be read: run as root, or as the same user where kernel.yama.ptrace_scope is 0"
+    )]
+    Forbidden {
+        /// The process.
+        pid: u32,
+    },
+    /// The process that had the memory is gone.
+    #[error("Process {pid}, whose memory was read, has ended")]
+    Ended {
+        /// The process.
+        pid: u32,
+    },
+    /// Another process's memory could not be read.
+    #[error("Cannot read the memory of process {pid}")]
+    Process {
+        /// The process.
+        pid: u32,
+        /// What the operating system said.
+        source: io::Error,
+    },
 }
 
 /// All RAM of one guest, by guest-physical address.
@@ -39,6 +62,7 @@ pub struct Ram {
     mapping: Mapping,
     layout: RamLayout,
     file: Option<File>,
+    mirror: Option<Mirror>,
     writable: bool,
 }
 
@@ -46,19 +70,48 @@ impl Ram {
     /// The RAM of a VM that may be running: later reads see what the guest writes.
     pub fn shared(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::shared(file, checked_len(file, &layout)?)?;
-        Ok(Self { mapping, layout, file: Some(file.try_clone()?), writable: false })
+        Ok(Self { mapping, layout, file: Some(file.try_clone()?), mirror: None, writable: false })
     }
 
     /// A copy-on-write view of a RAM file: [`Ram::poke`] changes this view and never the file.
     pub fn private(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::private(file, checked_len(file, &layout)?)?;
-        Ok(Self { mapping, layout, file: Some(file.try_clone()?), writable: true })
+        Ok(Self { mapping, layout, file: Some(file.try_clone()?), mirror: None, writable: true })
+    }
+
+    /// The RAM of a VM that may be running, in the memory of its process. It is copied as it is read, and what
+    /// was read is not read again before [`Ram::refresh`].
+    pub fn of_process(ram: ProcessRam, layout: RamLayout) -> Result<Self, MemoryError> {
+        let mapping = Mapping::sparse(usize::try_from(layout.file_len()).map_err(io::Error::other)?)?;
+        let mirror = Mirror::new(ram, &mapping)?;
+        Ok(Self { mapping, layout, file: None, mirror: Some(mirror), writable: false })
+    }
+
+    /// Forgets what was copied from a process: call it after each stop of the VM, and before each look at a
+    /// running one. Other sources are always read as they are.
+    pub fn refresh(&self) {
+        if let Some(mirror) = &self.mirror {
+            mirror.refresh();
+        }
+    }
+
+    /// The same, and gives back the memory that the copy takes.
+    pub fn release(&self) {
+        if let Some(mirror) = &self.mirror {
+            mirror.release(&self.mapping);
+        }
+    }
+
+    /// Whether everything so far could be read. [`Ram::word`] has no error of its own, so whoever concludes
+    /// something from what was read asks this first.
+    pub fn check(&self) -> Result<(), MemoryError> {
+        self.mirror.as_ref().map_or(Ok(()), Mirror::check)
     }
 
     /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
     pub fn zeroed(layout: RamLayout) -> Result<Self, MemoryError> {
         let len = usize::try_from(layout.file_len()).map_err(io::Error::other)?;
-        Ok(Self { mapping: Mapping::anonymous(len)?, layout, file: None, writable: true })
+        Ok(Self { mapping: Mapping::anonymous(len)?, layout, file: None, mirror: None, writable: true })
     }
 
     /// Where the guest's RAM stands.
@@ -70,8 +123,11 @@ impl Ram {
     /// Copies guest memory out.
     pub fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), MemoryError> {
         let len = out.len();
-        let done = self.position(gpa, len).is_some_and(|at| self.mapping.read(at, out));
-        if done { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
+        let at = self.position(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
+        if !self.is_here(at, len) {
+            self.check()?;
+        }
+        if self.mapping.read(at, out) { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
     }
 
     /// Copies one frame out.
@@ -83,13 +139,15 @@ impl Ram {
     #[must_use]
     #[inline]
     pub fn word(&self, gpa: Gpa) -> Option<u64> {
-        self.mapping.word(self.position(gpa, 8)?)
+        let at = self.position(gpa, 8)?;
+        if self.is_here(at, 8) { self.mapping.word(at) } else { None }
     }
 
-    /// Copies bytes out of the RAM file by its own offsets; `false` past its end.
+    /// Copies bytes out of the RAM file by its own offsets; `false` past its end, or if they cannot be read.
     #[must_use]
     pub fn read_file(&self, offset: FileOffset, out: &mut [u8]) -> bool {
-        usize::try_from(offset.0).is_ok_and(|at| self.mapping.read(at, out))
+        let at = usize::try_from(offset.0);
+        at.is_ok_and(|at| self.is_here(at, out.len()) && self.mapping.read(at, out))
     }
 
     /// Length of the RAM file in bytes.
@@ -105,30 +163,21 @@ impl Ram {
     #[must_use]
     pub fn populated(&self) -> Vec<Range<FileOffset>> {
         let len = self.file_len();
-        let whole = || vec![FileOffset(0)..FileOffset(len)];
-        let Some(file) = &self.file else { return whole() };
-        let mut parts = Vec::new();
-        let mut at = 0;
-        while at < len {
-            let start = match seek(file, SeekFrom::Data(at)) {
-                Ok(start) => start,
-                Err(Errno::NXIO) => break, // only a hole is left
-                Err(_) => return whole(),  // this file system cannot tell
-            };
-            let Ok(end) = seek(file, SeekFrom::Hole(start)) else { return whole() };
-            if end <= at {
-                return whole();
-            }
-            parts.push(FileOffset(start)..FileOffset(end.min(len)));
-            at = end;
-        }
-        parts
+        let parts = match (&self.file, &self.mirror) {
+            (Some(file), _) => extents(file, len),
+            (None, Some(mirror)) => mirror.populated(self.mapping.len()),
+            (None, None) => whole(len),
+        };
+        parts.into_iter().map(|part| FileOffset(part.start)..FileOffset(part.end)).collect()
     }
 
     /// Enters what is populated into this process's page tables, so that reading it soon takes no faults:
     /// worth its time before a VM is stopped to be read as a whole. Kernels before 5.14 refuse; nothing
-    /// depends on it.
+    /// depends on it. A copy of a process's memory has nothing to enter.
     pub fn prefault(&self) -> io::Result<()> {
+        if self.mirror.is_some() {
+            return Ok(());
+        }
         for part in self.populated() {
             let start = usize::try_from(part.start.0).map_err(io::Error::other)?;
             let end = usize::try_from(part.end.0).map_err(io::Error::other)?;
@@ -150,12 +199,18 @@ impl Ram {
     /// Overwrites memory of a private or zeroed `Ram`.
     ///
     /// # Panics
-    /// On a [`Ram::shared`] mapping: a VM's memory is only ever read.
+    /// On the memory of a VM ([`Ram::shared`], [`Ram::of_process`]): a VM's memory is only ever read.
     pub fn poke(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
         assert!(self.writable, "the memory of a VM is only read");
         let len = bytes.len();
         let at = self.position(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
         if self.mapping.write(at, bytes) { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
+    }
+
+    /// Whether bytes of the RAM file are in the mapping, where they are brought if need be.
+    #[inline]
+    fn is_here(&self, at: usize, len: usize) -> bool {
+        self.mirror.as_ref().is_none_or(|mirror| mirror.bring(&self.mapping, at, len))
     }
 
     #[inline]
