@@ -1,11 +1,12 @@
-//! One VM to look at: attached by its QMP socket, its RAM mapped, paused for moments with a guardian.
+//! One VM to look at: attached by its QMP socket, its RAM opened, paused for moments with a guardian.
 
+use crate::exit::Exit;
 use crate::failure::Failure;
 use elision_kernel::{Kernel, KernelError, ProfileCache};
-use elision_memory::{Gpa, Ram};
+use elision_memory::{Gpa, Gva, Ram};
 use elision_plan::{Options, VcpuState};
 use elision_policy::{Dependents, KernelLog, Policy};
-use elision_qemu::{DeviceState, Guardian, QemuError, Vm};
+use elision_qemu::{DeviceState, Guardian, QemuError, Registers, Vm};
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,10 +24,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Connects to the VM and maps its RAM.
+    /// Connects to the VM and opens its RAM.
     pub(crate) fn attach(socket: &Path) -> Result<Self, Failure> {
         let vm = Vm::attach(socket)?;
-        let ram = Ram::shared(vm.ram_file(), vm.layout().clone())?;
+        let ram = vm.open_ram()?;
         Ok(Self { vm, ram })
     }
 }
@@ -34,7 +35,19 @@ impl Session {
 /// Finds the kernel of a running VM. Some scheduling of the guest may pass before its tables settle.
 pub(crate) fn open_kernel<'a>(vm: &mut Vm, ram: &'a Ram) -> Result<Kernel<'a>, Failure> {
     let roots = roots_of(&vm.qmp().human("info registers -a")?);
-    retry(|| Kernel::open(ram, &roots, &ProfileCache::of_user())).map_err(Failure::from)
+    let kernel = retry(|| {
+        ram.refresh();
+        Kernel::open(ram, &roots, &ProfileCache::of_user())
+    });
+    let kernel = sound(ram, kernel)?;
+    ram.release(); // what led to the kernel is not looked at again
+    Ok(kernel)
+}
+
+/// What was concluded from memory, unless a part of it could not be read.
+pub(crate) fn sound<T, E: Into<Failure>>(ram: &Ram, answer: Result<T, E>) -> Result<T, Failure> {
+    ram.check()?;
+    answer.map_err(E::into)
 }
 
 /// How to plan for a policy.
@@ -108,6 +121,30 @@ pub(crate) fn vcpu_states(state: &DeviceState) -> Result<Vec<VcpuState>, Failure
     vcpus.map_err(|e| Failure::io("number", Path::new("the vCPUs"), &e))
 }
 
+/// The same of a stopped VM, without its device state: QEMU would send all memory with that, where it is not
+/// shared.
+pub(crate) fn vcpu_states_by_registers(vm: &mut Vm, kernel: &Kernel<'_>) -> Result<Vec<VcpuState>, Failure> {
+    let state = |vcpu: Registers| {
+        // In the kernel, the base that `swapgs` would bring is of no use.
+        let kernel_gs_base = if vcpu.user_mode { kernel.gs_by_gdt(vcpu.gdt) } else { Some(Gva(0)) };
+        let index = vcpu.index;
+        let unknown = || {
+            Failure::new(
+                Exit::Refused,
+                format!("vCPU {index} is none of the CPUs that the guest's kernel knows"),
+            )
+        };
+        Ok(VcpuState {
+            index,
+            user_mode: vcpu.user_mode,
+            gs_base: vcpu.gs_base,
+            kernel_gs_base: kernel_gs_base.ok_or_else(unknown)?,
+            rsp: vcpu.rsp,
+        })
+    };
+    vm.registers()?.into_iter().map(state).collect()
+}
+
 /// The page tables that saved vCPUs used.
 pub(crate) fn roots_of_state(state: &DeviceState) -> Vec<Gpa> {
     let vcpus = state.vcpus().unwrap_or_default();
@@ -135,7 +172,6 @@ fn tables(cr3: u64) -> Vec<Gpa> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use elision_memory::Gva;
 
     #[test]
     fn roots_are_found_in_the_registers() {

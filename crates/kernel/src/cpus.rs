@@ -55,6 +55,17 @@ impl Kernel<'_> {
         self.per_cpu.iter().position(|&offset| offset == gs_base.0)
     }
 
+    /// The kernel's GS base of the CPU with this global descriptor table, for a vCPU in user mode. The table tells
+    /// each CPU its own number (`GDT_ENTRY_CPUNODE`), by which programs know where they run.
+    #[must_use]
+    pub fn gs_by_gdt(&self, gdt: Gva) -> Option<Gva> {
+        const ENTRY: u64 = 15;
+        const NUMBER: u64 = 0xfff;
+        let descriptor = self.u64(gdt.wrapping_add(8 * ENTRY), WHAT).ok()?;
+        let number = usize::try_from(descriptor & NUMBER).ok()?; // the low bits of its limit
+        self.per_cpu.get(number).map(|&offset| Gva(offset))
+    }
+
     /// Number of CPUs that the kernel has areas for.
     #[must_use]
     pub fn cpu_count(&self) -> usize {

@@ -1,6 +1,6 @@
 //! What can go wrong between Elision and QEMU.
 
-use elision_memory::{FileOffset, LayoutError};
+use elision_memory::{FileOffset, LayoutError, MemoryError};
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -81,7 +81,7 @@ pub enum QemuError {
     },
     /// The VM's RAM is private to its QEMU.
     #[error(
-        "The VM's RAM {block:?} is not shared, so it cannot be read from outside. Start the VM by \
+        "The VM's RAM {block:?} is not shared, so it cannot be saved. Start the VM by \
          `elision run -- QEMU COMMAND`, or add to its command: \
          -object memory-backend-file,id=pc.ram,size=SIZE,mem-path=/dev/shm/NAME,share=on \
          -machine memory-backend=pc.ram"
@@ -119,6 +119,9 @@ pub enum QemuError {
         /// Length in bytes.
         len: u64,
     },
+    /// The VM's RAM cannot be opened.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// QEMU's regions are no layout.
     #[error("The VM's RAM layout is inconsistent")]
     Layout(#[from] LayoutError),

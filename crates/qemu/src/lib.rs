@@ -1,6 +1,7 @@
-//! QEMU from outside: QMP, the RAM file, the migration stream, capture and restore.
+//! QEMU from outside: QMP, the VM's RAM, the migration stream, capture and restore.
 //!
-//! - [`Vm::attach`]: a running VM with shared RAM, by its QMP socket.
+//! - [`Vm::attach`]: a running VM, by its QMP socket; [`Vm::open_ram`]: its memory.
+//! - [`Vm::registers`]: some registers of its vCPUs, for a first look.
 //! - [`Vm::device_state`]: the state of a stopped VM's devices and vCPUs, without its RAM, as
 //!   [`DeviceState`]: to look at, to clear of private data, and to write in a form that stock QEMU loads.
 //! - [`Guardian`]: lets the VM run on when the saver dies.
@@ -8,14 +9,17 @@
 //!
 //! Nothing here knows what runs in the guest or what is private.
 
+mod access;
 mod capture;
 mod command;
 mod error;
 mod flat_view;
 mod guardian;
 mod layout;
+mod maps;
 mod process;
 mod qmp;
+mod registers;
 mod restore;
 mod stream;
 mod sys;
@@ -28,6 +32,7 @@ pub use guardian::{Duty, Guardian, guard_main};
 pub use layout::{HiddenRange, VmRam};
 pub use process::QemuProcess;
 pub use qmp::{Event, Qmp, Version};
+pub use registers::Registers;
 pub use restore::{RestoreRequest, Restored, restore};
 pub use stream::{Blanked, Cleared, DeviceState, Vcpu};
 pub use vm::{RunState, Vm};

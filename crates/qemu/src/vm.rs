@@ -1,11 +1,12 @@
 //! A running VM, looked at from outside.
 
+use crate::access::RamAccess;
 use crate::error::{QemuError, Result};
 use crate::flat_view::{parse_flat_view, parse_ram_blocks};
 use crate::layout::{VmRam, vm_ram};
 use crate::process::QemuProcess;
 use crate::qmp::Qmp;
-use elision_memory::RamLayout;
+use elision_memory::{Ram, RamLayout};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::path::Path;
@@ -19,13 +20,13 @@ pub struct RunState {
     pub name: String,
 }
 
-/// A VM with shared RAM, attached through its QMP socket.
+/// A VM, attached through its QMP socket.
 #[derive(Debug)]
 pub struct Vm {
     pub(crate) qmp: Qmp,
     process: QemuProcess,
     ram: VmRam,
-    ram_file: File,
+    access: RamAccess,
     kvm: bool,
 }
 
@@ -35,10 +36,10 @@ impl Vm {
         let mut qmp = Qmp::connect(socket)?;
         let process = QemuProcess::behind(&qmp)?;
         let ram = read_layout(&mut qmp)?;
-        let ram_file = process.open_ram(&mut qmp, &ram)?;
+        let access = RamAccess::find(&process, &mut qmp, &ram)?;
         let kvm = qmp.execute("query-kvm", json!({}))?["enabled"].as_bool().unwrap_or(false);
         tracing::debug!(pid = process.pid, block = ram.block, bytes = ram.file_len, kvm, "attached");
-        Ok(Self { qmp, process, ram, ram_file, kvm })
+        Ok(Self { qmp, process, ram, access, kvm })
     }
 
     /// The QMP connection.
@@ -64,10 +65,21 @@ impl Vm {
         &self.ram.layout
     }
 
-    /// The RAM file, open for reading.
+    /// The RAM, open for reading.
+    pub fn open_ram(&self) -> Result<Ram> {
+        self.access.open(self.process.pid, &self.ram)
+    }
+
+    /// Whether the RAM is one file that others can map. Otherwise it is in QEMU's own memory.
     #[must_use]
-    pub fn ram_file(&self) -> &File {
-        &self.ram_file
+    pub fn shares_ram(&self) -> bool {
+        self.access.shared_file().is_some()
+    }
+
+    /// The file that is the RAM, open for reading; an error that says how to get one if there is none.
+    pub fn ram_file(&self) -> Result<&File> {
+        let none = || QemuError::NotShared { block: self.ram.block.clone() };
+        self.access.shared_file().ok_or_else(none)
     }
 
     /// Whether KVM runs the vCPUs (otherwise QEMU translates their code).

@@ -3,9 +3,10 @@
 mod common;
 
 use common::{Machine, wait_until};
-use elision_memory::{Gpa, Ram};
+use elision_memory::Gpa;
 use elision_qemu::{QemuError, Vm};
 use serde_json::json;
+use std::path::Path;
 
 #[test]
 fn ram_is_found_and_read() {
@@ -20,7 +21,7 @@ fn ram_is_found_and_read() {
         assert!(vm.process().command.iter().any(|a| a == machine));
         assert!(vm.machine_type().unwrap().unwrap().starts_with("pc-"));
         // SeaBIOS fills the interrupt vectors at address 0.
-        let ram = Ram::shared(vm.ram_file(), vm.layout().clone()).unwrap();
+        let ram = vm.open_ram().unwrap();
         wait_until("SeaBIOS", || ram.word(Gpa(0x40)).is_some_and(|w| w != 0));
         vm.refresh_layout().unwrap();
     }
@@ -33,15 +34,79 @@ fn an_unlinked_ram_file_is_found() {
     wait_until("the RAM file", || m.path("ram").exists());
     std::fs::remove_file(m.path("ram")).unwrap();
     let vm = Vm::attach(&m.qmp()).unwrap();
-    assert!(vm.ram_file().metadata().unwrap().len() >= 64 << 20);
+    assert!(vm.ram_file().unwrap().metadata().unwrap().len() >= 64 << 20);
+}
+
+/// Memory of QEMU itself that counts as used, in KiB.
+fn used(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Ways to give a machine RAM, and the name of its block.
+fn backends(folder: &Path) -> Vec<(String, &'static str, bool)> {
+    let ram = folder.join("ram");
+    std::fs::write(&ram, vec![b'f'; 48 << 20]).unwrap();
+    std::fs::File::options().write(true).open(&ram).unwrap().set_len(64 << 20).unwrap();
+    let object =
+        |text: &str, id: &str| format!("-object {text},id={id},size=64M -machine memory-backend={id}");
+    vec![
+        (String::new(), "pc.ram", false),
+        (format!("-mem-path {}", folder.display()), "pc.ram", false),
+        (object("memory-backend-ram", "pc.ram"), "pc.ram", false),
+        (object("memory-backend-ram,share=on", "mine"), "mine", true),
+        (object("memory-backend-memfd,share=off", "mine"), "mine", false),
+        (object("memory-backend-memfd", "mine"), "mine", true),
+        (object(&format!("memory-backend-file,mem-path={},share=off", ram.display()), "mine"), "mine", false),
+    ]
 }
 
 #[test]
-fn private_ram_and_several_backends_are_named() {
-    let plain = Machine::start_with(tempfile::tempdir().unwrap(), &["-m".into(), "64".into()]);
-    let err = Vm::attach(&plain.qmp()).unwrap_err();
-    assert!(matches!(err, QemuError::NotShared { .. }), "{err}");
-    assert!(err.to_string().contains("elision run"), "{err}");
+fn ram_of_any_backend_is_what_qemu_says() {
+    let folder = tempfile::tempdir().unwrap();
+    for (options, id, shared) in backends(folder.path()) {
+        for machine in ["q35", "pc"] {
+            let options = format!("-m 64 -vga std {options} -machine {machine}");
+            let options: Vec<String> = options.split_whitespace().map(String::from).collect();
+            let m = Machine::start_with(tempfile::tempdir().unwrap(), &options);
+            let mut vm = Vm::attach(&m.qmp()).unwrap();
+            assert_eq!((vm.ram().block.as_str(), vm.shares_ram()), (id, shared), "{options:?}");
+            if !shared {
+                let err = vm.ram_file().unwrap_err();
+                assert!(matches!(err, QemuError::NotShared { .. }), "{err}");
+                assert!(err.to_string().contains("elision run"), "{err}");
+            }
+            let ram = vm.open_ram().unwrap();
+            wait_until("SeaBIOS", || {
+                ram.refresh();
+                ram.word(Gpa(0x40)).is_some_and(|w| w != 0)
+            });
+            vm.stop().unwrap();
+            ram.refresh();
+            let before = (used(vm.process().pid), ram.populated());
+            let mut bytes = vec![0; 64 << 20];
+            ram.read(Gpa(0), &mut bytes).unwrap();
+            let after = (used(vm.process().pid), ram.populated());
+            if !shared {
+                assert!(after.0 < before.0 + 2048, "{options:?}: {} KiB grew to {}", before.0, after.0);
+                assert_eq!(before.1, after.1, "{options:?}");
+            }
+            // QEMU's own copy of it, but for the window to the display.
+            for (start, len) in [(0, 0xa_0000), (0x10_0000, (64 << 20) - 0x10_0000)] {
+                let file = m.path("dump");
+                let arguments = json!({"val": start, "size": len, "filename": file});
+                vm.qmp().execute("pmemsave", arguments).unwrap();
+                assert!(bytes[start..start + len] == std::fs::read(&file).unwrap(), "{options:?}");
+            }
+            assert!(bytes.iter().any(|b| *b != 0));
+            ram.check().unwrap();
+        }
+    }
+}
+
+#[test]
+fn several_backends_are_named() {
     let numa = "-m 128 -object memory-backend-memfd,id=m0,size=64M -object memory-backend-memfd,id=m1,size=64M \
                 -numa node,memdev=m0 -numa node,memdev=m1";
     let options: Vec<String> = numa.split_whitespace().map(String::from).collect();

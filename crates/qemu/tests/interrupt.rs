@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Machine, wait_until};
-use elision_memory::{Gpa, Ram};
+use elision_memory::Gpa;
 use elision_qemu::{RestoreOptions, RestoreRequest, Restored, Vm, for_restore, restore};
 use std::path::Path;
 use std::time::Duration;
@@ -63,7 +63,7 @@ fn no_instruction_runs_before_the_interrupt() {
     let drive = format!("if=floppy,format=raw,readonly=on,file={}", disk.display());
     let m = Machine::start("pc.ram", 64, &["-M", "pc", "-drive", &drive]);
     let mut vm = Vm::attach(&m.qmp()).unwrap();
-    let ram = Ram::shared(vm.ram_file(), vm.layout().clone()).unwrap();
+    let ram = vm.open_ram().unwrap();
     let counter = || ram.word(Gpa(COUNTER)).unwrap() & 0xffff_ffff;
     wait_until("the loop", || {
         let before = counter();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Machine, wait_until};
-use elision_memory::{Gpa, Ram};
+use elision_memory::Gpa;
 use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, Restored, Vm, for_restore, restore};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ struct Image {
 
 fn save(m: &Machine, id: &str) -> Image {
     let mut vm = Vm::attach(&m.qmp()).unwrap();
-    let ram = Ram::shared(vm.ram_file(), vm.layout().clone()).unwrap();
+    let ram = vm.open_ram().unwrap();
     wait_until("SeaBIOS", || ram.word(Gpa(0x40)).is_some_and(|w| w != 0));
     vm.stop().unwrap();
     let state = vm.device_state().unwrap();

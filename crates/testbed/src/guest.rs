@@ -119,7 +119,7 @@ impl Guest {
 
     /// Its RAM, as it changes.
     pub fn ram(&self) -> Result<Ram, Error> {
-        if self.ram == RamMode::Plain {
+        if self.ram != RamMode::Shared {
             return Err(Error::NotShared);
         }
         let path = self.endpoints.ram_file();

@@ -18,6 +18,9 @@ pub enum RamMode {
     Shared,
     /// QEMU's own memory, as without any option.
     Plain,
+    /// A memory backend of this type and with these properties, such as `memory-backend-memfd,share=off`. Its id
+    /// is `pc.ram`; one that needs a file has the one of [`RamMode::Shared`].
+    Backend(&'static str),
 }
 
 /// A guest to boot.
@@ -29,6 +32,7 @@ pub struct GuestOptions {
     vcpus: u32,
     four_level: bool,
     ram: RamMode,
+    machine: &'static str,
     accel: Option<Accel>,
     append: Vec<String>,
     extra: Vec<String>,
@@ -48,6 +52,7 @@ impl GuestOptions {
             vcpus: 2,
             four_level: false,
             ram: RamMode::Shared,
+            machine: "q35",
             accel: None,
             append: Vec::new(),
             extra: Vec::new(),
@@ -88,6 +93,13 @@ impl GuestOptions {
     #[must_use]
     pub fn ram(mut self, mode: RamMode) -> Self {
         self.ram = mode;
+        self
+    }
+
+    /// A `pc` instead of a `q35` machine.
+    #[must_use]
+    pub fn pc(mut self) -> Self {
+        self.machine = "pc";
         self
     }
 
@@ -136,10 +148,11 @@ impl GuestOptions {
     }
 
     /// Where guest-physical RAM stands in the RAM file: a q35 machine keeps 2 GiB below the PCI hole
-    /// once RAM reaches up to it.
+    /// once RAM reaches up to it, a pc 3 GiB.
     pub fn layout(&self) -> Result<RamLayout, Error> {
         let len = self.memory_mib << 20;
-        let below = if len >= 0xb000_0000 { 2 << 30 } else { len };
+        let (hole, most) = if self.machine == "pc" { (0xe000_0000, 3 << 30) } else { (0xb000_0000, 2 << 30) };
+        let below = if len >= hole { most } else { len };
         let mut regions = vec![RamRegion { gpa: Gpa(0), len: below, offset: FileOffset(0) }];
         if len > below {
             regions.push(RamRegion { gpa: Gpa(4 << 30), len: len - below, offset: FileOffset(below) });
@@ -173,14 +186,18 @@ impl GuestOptions {
         add(&["-nodefaults", "-display", "none", "-no-reboot", "-accel", accel.option()]);
         add(&["-cpu", if self.four_level { "max,la57=off" } else { "max" }]);
         add(&["-m", &self.memory_mib.to_string(), "-smp", &self.vcpus.to_string()]);
-        match self.ram {
-            RamMode::Shared => {
-                let size = self.memory_mib;
-                let object =
-                    format!("memory-backend-file,id=pc.ram,size={size}M,mem-path={},share=on", at("ram"));
-                add(&["-machine", "q35,memory-backend=pc.ram", "-object", &object]);
+        let backend = match self.ram {
+            RamMode::Shared => Some("memory-backend-file,share=on"),
+            RamMode::Plain => None,
+            RamMode::Backend(backend) => Some(backend),
+        };
+        add(&["-machine", self.machine]);
+        if let Some(backend) = backend {
+            let mut object = format!("{backend},id=pc.ram,size={}M", self.memory_mib);
+            if backend.starts_with("memory-backend-file") {
+                object.push_str(&format!(",mem-path={}", at("ram")));
             }
-            RamMode::Plain => add(&["-machine", "q35"]),
+            add(&["-machine", "memory-backend=pc.ram", "-object", &object]);
         }
         add(&["-kernel", &kernel.vmlinuz.display().to_string()]);
         add(&["-initrd", &initramfs.display().to_string()]);
@@ -236,5 +253,7 @@ mod tests {
         let large = GuestOptions::new("6.1").memory_mib(5120).layout().unwrap();
         assert_eq!(large.ram_bytes(), 5 << 30);
         assert_eq!(large.offset_of(Gpa(4 << 30), 8), Some(FileOffset(2 << 30)));
+        let pc = GuestOptions::new("6.1").pc().memory_mib(5120).layout().unwrap();
+        assert_eq!(pc.offset_of(Gpa(4 << 30), 8), Some(FileOffset(3 << 30)));
     }
 }

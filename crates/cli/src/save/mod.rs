@@ -39,6 +39,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     let left_over = partial_path(&args.image)?.exists();
     let mut writer = ImageWriter::create(&args.image)?;
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
+    vm.ram_file()?; // other VMs can be looked at, not saved
     if !vm.status()?.running {
         out.note(if left_over { KILLED } else { PAUSED });
     }

@@ -157,8 +157,10 @@ fn still(
     let state = vm.device_state()?;
     let vcpus = vcpu_states(&state)?;
     done("device state taken");
+    kernel.ram().refresh();
     let selection = Selection::of(kernel, policy).map_err(Held::Plan)?;
     let outcome = plan(kernel, &selection, &vcpus, options).map_err(Held::Plan)?;
+    kernel.ram().check()?;
     done("planned");
     copy(&outcome.plan, kernel.ram())?;
     done("memory copied");

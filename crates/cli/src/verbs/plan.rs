@@ -5,7 +5,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 use crate::relations;
-use crate::session::{Session, open_kernel, options, vcpu_states, while_paused};
+use crate::session::{Session, open_kernel, options, vcpu_states, vcpu_states_by_registers, while_paused};
 use crate::summary;
 use crate::text::{count, or_dash, printable, size};
 use elision_image::Guest;
@@ -76,7 +76,11 @@ pub(crate) fn run(args: &PlanArgs, out: &mut Output) -> Result<Exit, Failure> {
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
     let kernel = open_kernel(&mut vm, &ram)?;
     if !vm.status()?.running {
-        out.note("The VM is paused. It stays so; QEMU calls its state `postmigrate` afterwards");
+        out.note(if vm.shares_ram() {
+            "The VM is paused. It stays so; QEMU calls its state `postmigrate` afterwards"
+        } else {
+            "The VM is paused. It stays so"
+        });
     }
     let bar = out.spinner("looking");
     let looked = look(&mut vm, &kernel, &policy);
@@ -91,7 +95,12 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
     let begin = Instant::now();
     for looks in 1.. {
         let (answer, pause) = while_paused(vm, |vm| {
-            let vcpus = vcpu_states(&vm.device_state()?)?;
+            kernel.ram().refresh();
+            let vcpus = if vm.shares_ram() {
+                vcpu_states(&vm.device_state()?)?
+            } else {
+                vcpu_states_by_registers(vm, kernel)?
+            };
             // What stands in the way is wanted as a list, not as a refusal.
             let options = options(policy, true);
             let begin = Instant::now();
@@ -103,6 +112,7 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
                 let relations = relations::rows(selection.relations(kernel)?, &selection);
                 Ok((selection, relations, outcome, planning))
             });
+            kernel.ram().check()?;
             Ok(planned)
         })?;
         match answer {

@@ -4,7 +4,7 @@ use crate::args::PsArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
-use crate::session::{Session, open_kernel, retry, roots_of_state, while_paused};
+use crate::session::{Session, open_kernel, retry, roots_of_state, sound, while_paused};
 use crate::text::{or_dash, printable};
 use elision_image::{Exclusions, Guest, Image};
 use elision_kernel::{Kernel, KernelError, Process, ProfileCache};
@@ -55,10 +55,11 @@ fn of_vm(socket: &Path, pause: bool) -> Result<Listing, Failure> {
     let Session { mut vm, ram } = Session::attach(socket)?;
     let kernel = open_kernel(&mut vm, &ram)?;
     let running = if pause { None } else { Some(retry(|| look(&kernel))) };
+    ram.check()?;
     let (processes, paused) = match running {
         Some(Ok(processes)) => (processes, false),
         Some(Err(error)) if !error.is_transient() => return Err(error.into()),
-        _ => (while_paused(&mut vm, |_| look(&kernel).map_err(Failure::from))?.0, true),
+        _ => (while_paused(&mut vm, |_| sound(&ram, look(&kernel)))?.0, true),
     };
     Ok(Listing::new(&kernel, paused, processes, &BTreeSet::new()))
 }
@@ -76,6 +77,7 @@ fn of_image(dir: &Path) -> Result<Listing, Failure> {
 type Seen = (Process, Option<Vec<String>>);
 
 fn look(kernel: &Kernel<'_>) -> Result<Vec<Seen>, KernelError> {
+    kernel.ram().refresh();
     let processes = kernel.processes()?.into_iter();
     processes
         .map(|process| {
