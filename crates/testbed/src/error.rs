@@ -103,9 +103,9 @@ pub enum Error {
     /// The RAM file cannot be read.
     #[error("Cannot read the guest's RAM")]
     Memory(#[from] elision_memory::MemoryError),
-    /// The guest's RAM is not shared.
-    #[error("The RAM of this guest is not shared: boot it with RamMode::Shared")]
-    NotShared,
+    /// QEMU does not tell where the guest's RAM is.
+    #[error("QEMU does not tell where it has the guest's RAM: {0}")]
+    NoAddress(String),
 }
 
 /// Adds what was tried to an I/O error.

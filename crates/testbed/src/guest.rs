@@ -5,10 +5,11 @@ use crate::control::Control;
 use crate::endpoints::Endpoints;
 use crate::error::{Context, Error};
 use crate::options::{GuestOptions, RamMode};
+use crate::qmp;
 use crate::truth::Truth;
 use crate::{paths, spawner};
 use elision_actor::protocol::READY_LINE;
-use elision_memory::{Ram, RamLayout};
+use elision_memory::{ProcessRam, Ram, RamLayout};
 use serde_json::json;
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -117,14 +118,18 @@ impl Guest {
         &self.layout
     }
 
-    /// Its RAM, as it changes.
+    /// Its RAM: shared, it is seen as it changes; otherwise it is copied as it is read.
     pub fn ram(&self) -> Result<Ram, Error> {
-        if self.ram != RamMode::Shared {
-            return Err(Error::NotShared);
+        if self.ram == RamMode::Shared {
+            let path = self.endpoints.ram_file();
+            let file = File::open(&path).context("open", &path)?;
+            return Ok(Ram::shared(&file, self.layout.clone())?);
         }
-        let path = self.endpoints.ram_file();
-        let file = File::open(&path).context("open", &path)?;
-        Ok(Ram::shared(&file, self.layout.clone())?)
+        let answer = self.endpoints.monitor("gpa2hva 0")?;
+        let address = answer.trim().rsplit_once(" is 0x").map(|(_, hex)| u64::from_str_radix(hex, 16));
+        let Some(Ok(address)) = address else { return Err(Error::NoAddress(answer)) };
+        let pid = qmp::listener(&self.endpoints.qmp_socket())?;
+        Ok(Ram::of_process(ProcessRam { pid, address, file: None }, self.layout.clone())?)
     }
 
     /// Process id of QEMU, if this guest was booted here.

@@ -42,7 +42,8 @@ pub struct GuestOptions {
 
 impl GuestOptions {
     /// 512 MiB, two vCPUs, five-level paging where kernel and processor have it, shared RAM;
-    /// the machine's own QEMU, or the version that `ELISION_QEMU` names.
+    /// the machine's own QEMU, or the version that `ELISION_QEMU` names. RAM is QEMU's own where
+    /// `ELISION_WAY` is `stream`.
     #[must_use]
     pub fn new(kernel: &str) -> Self {
         Self {
@@ -51,7 +52,11 @@ impl GuestOptions {
             memory_mib: 512,
             vcpus: 2,
             four_level: false,
-            ram: RamMode::Shared,
+            ram: if std::env::var("ELISION_WAY").is_ok_and(|way| way == "stream") {
+                RamMode::Plain
+            } else {
+                RamMode::Shared
+            },
             machine: "q35",
             accel: None,
             append: Vec::new(),

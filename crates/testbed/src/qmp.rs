@@ -36,6 +36,14 @@ pub(crate) fn command(socket: &Path, name: &str, arguments: &Value) -> Result<Va
     Ok(Value::Null)
 }
 
+/// The process that listens at a socket.
+pub(crate) fn listener(socket: &Path) -> Result<u32, Error> {
+    let stream = UnixStream::connect(socket).context("connect to", socket)?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(std::io::Error::from);
+    let pid = peer.context("ask who listens at", socket)?.pid.as_raw_nonzero().get();
+    Ok(pid.unsigned_abs())
+}
+
 fn read(lines: &mut impl BufRead, socket: &Path) -> Result<Value, Error> {
     let mut line = String::new();
     lines.take(LINE_LIMIT).read_line(&mut line).context("read from", socket)?;

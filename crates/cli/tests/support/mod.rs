@@ -30,10 +30,13 @@ pub(crate) fn words(output: &Output) -> String {
     format!("{:?} {}{}", output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// A save of a guest, not started yet.
+/// A save of a guest, not started yet; live where `ELISION_WAY` says so.
 pub(crate) fn save(guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
     let mut command = elision();
     command.arg("save").arg("--qmp").arg(guest.endpoints().qmp_socket());
+    if std::env::var("ELISION_WAY").is_ok_and(|way| way == "live") {
+        command.arg("--live");
+    }
     for selector in exclude {
         command.args(["--exclude", selector]);
     }
