@@ -2,11 +2,10 @@
 
 mod common;
 
-use common::{Machine, wait_until};
+use common::{Machine, backends, wait_until};
 use elision_memory::Gpa;
 use elision_qemu::{QemuError, Vm};
 use serde_json::json;
-use std::path::Path;
 
 #[test]
 fn ram_is_found_and_read() {
@@ -44,32 +43,12 @@ fn used(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Ways to give a machine RAM, and the name of its block.
-fn backends(folder: &Path) -> Vec<(String, &'static str, bool)> {
-    let ram = folder.join("ram");
-    std::fs::write(&ram, vec![b'f'; 48 << 20]).unwrap();
-    std::fs::File::options().write(true).open(&ram).unwrap().set_len(64 << 20).unwrap();
-    let object =
-        |text: &str, id: &str| format!("-object {text},id={id},size=64M -machine memory-backend={id}");
-    vec![
-        (String::new(), "pc.ram", false),
-        (format!("-mem-path {}", folder.display()), "pc.ram", false),
-        (object("memory-backend-ram", "pc.ram"), "pc.ram", false),
-        (object("memory-backend-ram,share=on", "mine"), "mine", true),
-        (object("memory-backend-memfd,share=off", "mine"), "mine", false),
-        (object("memory-backend-memfd", "mine"), "mine", true),
-        (object(&format!("memory-backend-file,mem-path={},share=off", ram.display()), "mine"), "mine", false),
-    ]
-}
-
 #[test]
 fn ram_of_any_backend_is_what_qemu_says() {
     let folder = tempfile::tempdir().unwrap();
     for (options, id, shared) in backends(folder.path()) {
         for machine in ["q35", "pc"] {
-            let options = format!("-m 64 -vga std {options} -machine {machine}");
-            let options: Vec<String> = options.split_whitespace().map(String::from).collect();
-            let m = Machine::start_with(tempfile::tempdir().unwrap(), &options);
+            let m = Machine::start_words(&format!("-vga std {options} -machine {machine}"));
             let mut vm = Vm::attach(&m.qmp()).unwrap();
             assert_eq!((vm.ram().block.as_str(), vm.shares_ram()), (id, shared), "{options:?}");
             if !shared {
@@ -109,8 +88,7 @@ fn ram_of_any_backend_is_what_qemu_says() {
 fn several_backends_are_named() {
     let numa = "-m 128 -object memory-backend-memfd,id=m0,size=64M -object memory-backend-memfd,id=m1,size=64M \
                 -numa node,memdev=m0 -numa node,memdev=m1";
-    let options: Vec<String> = numa.split_whitespace().map(String::from).collect();
-    let numa = Machine::start_with(tempfile::tempdir().unwrap(), &options);
+    let numa = Machine::start_words(numa);
     let err = Vm::attach(&numa.qmp()).unwrap_err();
     assert!(matches!(err, QemuError::SeveralBackends { ref names } if names.len() == 2), "{err}");
 }

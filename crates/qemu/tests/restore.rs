@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::{Machine, wait_until};
+use common::{Machine, backends, wait_until};
 use elision_memory::Gpa;
-use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, Restored, Vm, for_restore, restore};
+use elision_qemu::{QemuError, Qmp, RestoreOptions, RestoreRequest, Restored, Vm, for_restore, restore};
 use serde_json::json;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 
 const OPTIONS: [&str; 11] = [
     "-M",
@@ -35,10 +37,38 @@ impl Drop for Running {
     }
 }
 
+/// The same without the connection to it.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 struct Image {
     ram: PathBuf,
     state: PathBuf,
     command: Vec<String>,
+}
+
+/// Saves a VM and leaves it stopped. Gives the RAM as well.
+fn save_to(vm: &mut Vm, folder: &Path) -> (Image, Vec<u8>) {
+    vm.stop().unwrap();
+    let ram = vm.open_ram().unwrap();
+    let mut bytes = vec![0; 64 << 20];
+    ram.read(Gpa(0), &mut bytes).unwrap();
+    let state = vm.device_state().unwrap();
+    assert_eq!(state.main_block().unwrap().0, vm.ram().block);
+    let image = Image {
+        ram: folder.join("ram.img"),
+        state: folder.join("state.bin"),
+        command: vm.process().command.clone(),
+    };
+    std::fs::write(&image.ram, &bytes).unwrap();
+    state.write_to(std::fs::File::create(&image.state).unwrap()).unwrap();
+    (image, bytes)
 }
 
 fn save(m: &Machine, id: &str) -> Image {
@@ -57,12 +87,16 @@ fn save(m: &Machine, id: &str) -> Image {
 }
 
 fn start(image: &Image, block: &str, qmp: &Path) -> elision_qemu::Result<Running> {
+    load(image, block, qmp, true).map(Running)
+}
+
+fn load(image: &Image, block: &str, qmp: &Path, run: bool) -> elision_qemu::Result<Restored> {
     let guid = elision_qemu::fresh_guid()?;
     let options = RestoreOptions { ram: &image.ram, ram_len: 64 << 20, block, qmp, guid: &guid };
     let command = for_restore(&image.command, &options)?;
     let request =
-        RestoreRequest { command: &command, qmp, state: &image.state, folder: None, log: None, run: true };
-    restore(&request).map(Running)
+        RestoreRequest { command: &command, qmp, state: &image.state, folder: None, log: None, run };
+    restore(&request)
 }
 
 #[test]
@@ -93,6 +127,46 @@ fn two_clones_run_from_one_ram_file_that_stays_as_it_is() {
         std::thread::sleep(std::time::Duration::from_millis(300));
         assert!(std::fs::read(&image.ram).unwrap() == before, "the image was changed");
         assert!(Vm::attach(&m.qmp()).unwrap().status().unwrap().running, "the source runs on");
+    }
+}
+
+/// Whether a paused clone's RAM is this, but for the window to the display.
+fn has(clone: &mut Qmp, dump: &Path, bytes: &[u8]) -> bool {
+    [0..0xa_0000, 0x10_0000..bytes.len()].into_iter().all(|part: Range<usize>| {
+        let arguments = json!({"val": part.start, "size": part.len(), "filename": dump});
+        clone.execute("pmemsave", arguments).unwrap();
+        std::fs::read(dump).unwrap() == bytes[part]
+    })
+}
+
+#[test]
+fn ram_of_any_backend_is_restored_and_so_is_a_restored_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    for (options, id, _) in backends(folder.path()) {
+        for machine in ["q35", "pc"] {
+            println!("{options} {machine}");
+            let m = Machine::start_words(&format!("-vga std {options} -machine {machine}"));
+            let mut vm = Vm::attach(&m.qmp()).unwrap();
+            let ram = vm.open_ram().unwrap();
+            wait_until("SeaBIOS", || {
+                ram.refresh();
+                ram.word(Gpa(0x40)).is_some_and(|w| w != 0)
+            });
+            let (image, bytes) = save_to(&mut vm, m.folder.path());
+            let Restored { child, mut qmp } = load(&image, id, &m.path("clone"), false).unwrap();
+            let _clone = Ended(child);
+            assert!(has(&mut qmp, &m.path("dump"), &bytes), "{options}: the first clone");
+            qmp.execute("cont", json!({})).unwrap();
+            drop(qmp);
+
+            let again = tempfile::tempdir().unwrap();
+            let mut vm = Vm::attach(&m.path("clone")).unwrap();
+            assert!(!vm.shares_ram(), "{options}");
+            let (image, bytes) = save_to(&mut vm, again.path());
+            let Restored { child, mut qmp } = load(&image, id, &again.path().join("clone"), false).unwrap();
+            let _second = Ended(child);
+            assert!(has(&mut qmp, &m.path("dump"), &bytes), "{options}: the second clone");
+        }
     }
 }
 

@@ -31,11 +31,15 @@ pub struct RestoreOptions<'a> {
 /// The command that restores an image.
 pub fn for_restore(command: &[String], options: &RestoreOptions<'_>) -> Result<Vec<String>> {
     let mut command = QemuCommand::parse(command)?;
-    let numa = command.values(&["numa"]).map(|v| Keys::parse(v, "type"));
-    if numa.into_iter().any(|k| k.get("memdev").is_some() || k.get("mem").is_some()) {
-        return Err(bad("RAM divided among NUMA nodes (-numa) is not supported"));
-    }
-    let before = command.memory_backend();
+    let before = match numa_backend(&command)? {
+        Some(id) if id == options.block => Some(id),
+        Some(id) => {
+            let why =
+                format!("its only NUMA node has the RAM {id:?}, the image {:?}: name it so", options.block);
+            return Err(bad(why));
+        }
+        None => command.memory_backend(),
+    };
     if let Some(id) = &before {
         command.remove_backend(id);
     }
@@ -60,6 +64,17 @@ pub fn for_restore(command: &[String], options: &RestoreOptions<'_>) -> Result<V
     command.add_control(options.qmp);
     command.add("incoming", "defer");
     Ok(command.words())
+}
+
+/// The backend of the only NUMA node that has RAM, if nodes have RAM.
+fn numa_backend(command: &QemuCommand) -> Result<Option<String>> {
+    let nodes = command.values(&["numa"]).map(|v| Keys::parse(v, "type"));
+    let mut nodes = nodes.filter(|k| k.get("memdev").is_some() || k.get("mem").is_some());
+    match (nodes.next(), nodes.next()) {
+        (None, _) => Ok(None),
+        (Some(node), None) if node.get("mem").is_none() => Ok(node.get("memdev").map(String::from)),
+        _ => Err(bad("RAM divided among NUMA nodes (-numa) is not supported")),
+    }
 }
 
 /// A GUID that no other VM has.
@@ -188,10 +203,43 @@ mod tests {
     }
 
     #[test]
-    fn numa_is_refused() {
+    fn any_backend_gives_way_to_the_image() {
+        let machine = "-machine memory-backend=mem";
+        for (before, after) in [
+            (
+                "-m 1G -object memory-backend-memfd,id=mem,size=1G,hugetlb=on,share=off -machine pc,memory-backend=mem",
+                "-m 1G -machine pc,memory-backend=mem",
+            ),
+            (
+                "-m size=1G,slots=2,maxmem=4G -M q35 -object memory-backend-ram,size=1G,id=mem -machine memory-backend=mem",
+                "-m size=1G,slots=2,maxmem=4G -M q35 -machine memory-backend=mem",
+            ),
+            (
+                r#"-m 1G -object {"qom-type":"memory-backend-ram","id":"mem","size":1073741824} -M memory-backend=mem"#,
+                "-m 1G -M memory-backend=mem",
+            ),
+            (
+                "-m 1G -object memory-backend-ram,id=mem,size=1G -numa node,nodeid=0,memdev=mem -numa cpu,node-id=0",
+                "-m 1G -numa node,nodeid=0,memdev=mem -numa cpu,node-id=0",
+            ),
+        ] {
+            assert_eq!(restored(&format!("qemu {before}")), format!("qemu {after} {RAM} {END}"));
+        }
+        // An id that the image does not know is overruled, and RAM without any backend gets one.
+        for before in ["-m 1G -M pc", "-m 1G -M pc,accel=kvm"] {
+            assert_eq!(restored(&format!("qemu {before}")), format!("qemu {before} {RAM} {machine} {END}"));
+        }
+    }
+
+    #[test]
+    fn ram_of_several_nodes_or_of_another_name_is_refused() {
         let options =
-            RestoreOptions { ram: Path::new("/r"), ram_len: 1, block: "b", qmp: Path::new("/q"), guid: "g" };
-        assert!(for_restore(&words("qemu -numa node,memdev=a"), &options).is_err());
+            RestoreOptions { ram: Path::new("/r"), ram_len: 1, block: "a", qmp: Path::new("/q"), guid: "g" };
+        let refused = |command: &str| for_restore(&words(command), &options).is_err();
+        assert!(!refused("qemu -numa node,memdev=a"));
+        for numa in ["node,memdev=a -numa node,memdev=b", "node,memdev=b", "node,mem=1G"] {
+            assert!(refused(&format!("qemu -numa {numa}")), "{numa}");
+        }
     }
 
     #[test]

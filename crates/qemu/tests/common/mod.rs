@@ -27,6 +27,12 @@ impl Machine {
         Self::start_with(folder, &arguments)
     }
 
+    /// The same for words in one text.
+    pub(crate) fn start_words(words: &str) -> Self {
+        let words: Vec<String> = words.split_whitespace().map(String::from).collect();
+        Self::start_with(tempfile::tempdir().unwrap(), &words)
+    }
+
     /// Starts QEMU with only the given options beside the QMP socket `qmp` in the folder.
     pub(crate) fn start_with(folder: tempfile::TempDir, options: &[String]) -> Self {
         let qmp = folder.path().join("qmp");
@@ -61,6 +67,30 @@ impl Drop for Machine {
 
 fn escaped(path: &Path) -> String {
     path.to_str().unwrap().replace(',', ",,")
+}
+
+/// Ways to give a machine 64 MiB of RAM: options, the name of its block, and whether it is shared.
+pub(crate) fn backends(folder: &Path) -> Vec<(String, &'static str, bool)> {
+    let ram = folder.join("ram");
+    std::fs::write(&ram, vec![b'f'; 48 << 20]).unwrap();
+    std::fs::File::options().write(true).open(&ram).unwrap().set_len(64 << 20).unwrap();
+    let object = |text: &str, id: &str| format!("-m 64 -object {text},id={id},size=64M");
+    let backend = |text: &str, id: &str| format!("{} -machine memory-backend={id}", object(text, id));
+    vec![
+        ("-m 64".into(), "pc.ram", false),
+        ("-m size=64M,slots=2,maxmem=1G".into(), "pc.ram", false),
+        (format!("-m 64 -mem-path {}", folder.display()), "pc.ram", false),
+        (backend("memory-backend-ram", "pc.ram"), "pc.ram", false),
+        (backend("memory-backend-ram,share=on", "mine"), "mine", true),
+        (backend("memory-backend-memfd,share=off", "mine"), "mine", false),
+        (backend("memory-backend-memfd", "mine"), "mine", true),
+        (
+            backend(&format!("memory-backend-file,mem-path={},share=off", ram.display()), "mine"),
+            "mine",
+            false,
+        ),
+        (format!("{} -numa node,memdev=mine", object("memory-backend-ram", "mine")), "mine", false),
+    ]
 }
 
 /// Waits up to ten seconds.
