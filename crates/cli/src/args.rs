@@ -119,23 +119,30 @@ pub(crate) struct PlanArgs {
 
 /// Save a running VM without the chosen processes.
 ///
-/// The VM is paused while its memory is written, then runs on. The image is whole or absent: nothing
-/// appears at IMAGE unless everything of the chosen processes was accounted for. Without a selection only
-/// freed memory is left out.
+/// The VM is paused while its memory is written, then runs on; with --live it runs on before. The image is
+/// whole or absent: nothing appears at IMAGE unless everything of the chosen processes was accounted for.
+/// Without a selection only freed memory is left out.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   elision save --qmp web.qmp --exclude exe=/usr/bin/psql web.elision
   elision save --qmp web.qmp --exclude uid=1000 --exclude comm=gpg-agent web.elision
   elision save --qmp web.qmp --exclude cgroup=/system.slice/vault.service web.elision
-  elision save --qmp web.qmp --policy web.toml web.elision")]
+  elision save --qmp web.qmp --live --policy web.toml web.elision")]
 pub(crate) struct SaveArgs {
     /// The running VM, by its QMP socket.
     #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
     pub(crate) qmp: PathBuf,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
-    /// Number of threads that write memory; by default one for each processor.
+    /// Let the VM run while its memory is written, as it was at one moment.
+    ///
+    /// The VM is paused only until QEMU guards its memory against changes, and slowed until all is written.
+    /// QEMU must be allowed to use userfaultfd. It fills in all of the VM's memory, also what the guest
+    /// never touched.
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// Number of threads that write memory; by default one for each processor. With --live it is one.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) threads: Option<u16>,
     /// The image to make: a directory that does not exist yet.

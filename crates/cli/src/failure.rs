@@ -193,6 +193,11 @@ impl From<QemuError> for Failure {
                 "Is the VM running, and is this its QMP socket? A VM gets one by `elision run -- QEMU COMMAND`, \
                  or by `-qmp unix:PATH,server=on,wait=off` in its command",
             ),
+            QemuError::NoSnapshot { .. } => failure.with_help(
+                "The VM runs on, nothing was saved. Save it without --live, which pauses it while its memory is \
+                 written; or give QEMU the right to use userfaultfd: run it as root, let its user open \
+                 /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1",
+            ),
             QemuError::State { .. } => failure.with_help(
                 "A paused VM is continued by `cont` in its monitor, or by {\"execute\": \"cont\"} on its QMP socket",
             ),

@@ -1,6 +1,5 @@
 //! One VM to look at: attached by its QMP socket, its RAM opened, paused for moments with a guardian.
 
-use crate::exit::Exit;
 use crate::failure::Failure;
 use elision_kernel::{Kernel, KernelError, ProfileCache};
 use elision_memory::{Gpa, Gva, Ram};
@@ -102,7 +101,8 @@ pub(crate) fn while_paused<T>(
     Ok((result?, pause))
 }
 
-fn resume(vm: &mut Vm) -> Result<(), QemuError> {
+/// Lets the VM run on, if it does not run.
+pub(crate) fn resume(vm: &mut Vm) -> Result<(), QemuError> {
     if vm.status()?.running { Ok(()) } else { vm.cont() }
 }
 
@@ -121,28 +121,24 @@ pub(crate) fn vcpu_states(state: &DeviceState) -> Result<Vec<VcpuState>, Failure
     vcpus.map_err(|e| Failure::io("number", Path::new("the vCPUs"), &e))
 }
 
-/// The same of a stopped VM, without its device state: QEMU would send all memory with that, where it is not
-/// shared.
-pub(crate) fn vcpu_states_by_registers(vm: &mut Vm, kernel: &Kernel<'_>) -> Result<Vec<VcpuState>, Failure> {
-    let state = |vcpu: Registers| {
-        // In the kernel, the base that `swapgs` would bring is of no use.
-        let kernel_gs_base = if vcpu.user_mode { kernel.gs_by_gdt(vcpu.gdt) } else { Some(Gva(0)) };
-        let index = vcpu.index;
-        let unknown = || {
-            Failure::new(
-                Exit::Refused,
-                format!("vCPU {index} is none of the CPUs that the guest's kernel knows"),
-            )
+/// The same of a stopped VM's registers, without its device state.
+pub(crate) fn vcpu_states_of(kernel: &Kernel<'_>, vcpus: &[Registers]) -> Result<Vec<VcpuState>, Failure> {
+    let states = vcpus.iter().map(|vcpu| {
+        // One outside of long mode was never started. Of any other, an unknown table is like a GS base that
+        // no CPU has: the VM was stopped at a bad moment.
+        let per_cpu = match kernel.per_cpu_by_gdt(vcpu.gdt)? {
+            _ if !vcpu.long_mode => Gva(0),
+            found => found.unwrap_or(Gva(u64::MAX)),
         };
         Ok(VcpuState {
-            index,
+            index: usize::try_from(vcpu.index).unwrap_or(usize::MAX),
             user_mode: vcpu.user_mode,
             gs_base: vcpu.gs_base,
-            kernel_gs_base: kernel_gs_base.ok_or_else(unknown)?,
+            kernel_gs_base: per_cpu,
             rsp: vcpu.rsp,
         })
-    };
-    vm.registers()?.into_iter().map(state).collect()
+    });
+    states.collect()
 }
 
 /// The page tables that saved vCPUs used.

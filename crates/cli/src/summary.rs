@@ -2,6 +2,7 @@
 
 use crate::output::table;
 use crate::text::{count, printable, size};
+use elision_image::Way;
 use elision_memory::PAGE_SIZE;
 use elision_plan::{DropReason, EditReason, PlanSummary};
 use serde_json::Value;
@@ -9,6 +10,15 @@ use serde_json::Value;
 /// Bytes of a number of frames.
 pub(crate) fn frame_bytes(frames: u64) -> u64 {
     frames.saturating_mul(PAGE_SIZE as u64)
+}
+
+/// How memory came out of the VM, to be added to how long it took.
+pub(crate) fn way(way: Way) -> &'static str {
+    match way {
+        Way::Shared => "",
+        Way::Stream => ", memory sent by QEMU",
+        Way::Live => ", memory sent by QEMU while the VM ran",
+    }
 }
 
 /// The selectors of a policy in its JSON form, which comes from an image and may be anything.

@@ -1,6 +1,6 @@
 //! `inspect`, `verify` and `audit` on an image made here: results, JSON and exit status.
 
-use elision_image::{Completeness, FORMAT, Files, Guest, ImageWriter, Manifest, Times, Vmm};
+use elision_image::{Completeness, FORMAT, Files, Guest, ImageWriter, Manifest, Times, Vmm, Way};
 use elision_memory::{Gfn, Gpa, PAGE_SIZE, Ram, RamLayout};
 use elision_plan::{DropReason, DropRun, Plan};
 use serde_json::{Value, json};
@@ -58,6 +58,7 @@ fn fixture() -> Fixture {
         plan: plan.summary,
         completeness: Completeness::Complete,
         times: Times::default(),
+        way: Way::Shared,
         files: Files::default(),
     };
     writer.finish(manifest, &|_| ()).unwrap();

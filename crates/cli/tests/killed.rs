@@ -14,7 +14,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use support::{Images, Window, elision, json, runs, save, words};
+use support::{Images, Window, elision, json, runs, save_as, words};
 
 /// The VM must run this soon after the saver's death.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -23,8 +23,9 @@ const GRAIN: Duration = Duration::from_millis(5);
 /// Slower ones are listed.
 const SLOW: Duration = Duration::from_millis(200);
 const EXCLUDED: &str = "uid=1234";
-/// How long a guardian has the VM's socket after the VM runs again.
+/// How long a guardian has the VM's socket after the VM runs again. A snapshot is read to its end.
 const GUARDIAN_LIMIT: Duration = Duration::from_secs(5);
+const LIVE_GUARDIAN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Who gets which signal.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +50,7 @@ struct Scene {
     pids: Vec<i32>,
     settings: Value,
     window: Window,
+    live: bool,
 }
 
 /// How one save went that nobody disturbed.
@@ -78,7 +80,7 @@ impl Series {
 }
 
 impl Scene {
-    fn new() -> Self {
+    fn new(live: bool) -> Self {
         let window = Window::new();
         let mut guest = window.added_to(GuestOptions::new("6.1")).boot().expect("the guest boots");
         let mut spawn = |label: &str, mode: &str| {
@@ -88,18 +90,22 @@ impl Scene {
         let pids = vec![spawn("spins", "spin"), spawn("sleeps", "sleep=20ms")];
         let mut watch = window.open();
         let settings = settings(&mut watch);
-        Self { guest, watch, images: Images::new(), pids, settings, window }
+        Self { guest, watch, images: Images::new(), pids, settings, window, live }
     }
 
     fn target(&self) -> std::path::PathBuf {
         self.images.path("vm.elision")
     }
 
+    fn save(&self) -> Command {
+        save_as(self.live, &self.guest, &self.target(), &[EXCLUDED])
+    }
+
     /// Starts a save. What was seen of the VM before is forgotten.
     fn start(&mut self) -> Child {
         runs(&mut self.watch);
         self.watch.take_events();
-        let mut command = save(&self.guest, &self.target(), &[EXCLUDED]);
+        let mut command = self.save();
         let said = File::create(self.window.beside("said")).expect("a file");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).process_group(0);
         command.spawn().expect("elision starts")
@@ -108,7 +114,7 @@ impl Scene {
     /// Length of a save, of its pause, and a check that it works.
     fn undisturbed(&self) -> Undisturbed {
         let begin = Instant::now();
-        let saved = json(&mut save(&self.guest, &self.target(), &[EXCLUDED]));
+        let saved = json(&mut self.save());
         let total = begin.elapsed();
         assert_eq!(self.images.names(), ["vm.elision"]);
         std::fs::remove_dir_all(self.target()).expect("the image is there");
@@ -181,17 +187,22 @@ impl Scene {
         assert_eq!(settings(&mut self.watch), self.settings, "{death:?} {moment:?}");
     }
 
-    /// The guardian has the VM's socket until it is done.
-    fn wait_for_guardian(&self) {
+    /// The guardian puts the settings back, and has the VM's socket until it is done.
+    fn wait_for_guardian(&mut self) {
         let begin = Instant::now();
+        let limit = if self.live { LIVE_GUARDIAN_LIMIT } else { GUARDIAN_LIMIT };
+        while settings(&mut self.watch) != self.settings {
+            assert!(begin.elapsed() < limit, "nobody puts the settings back");
+            std::thread::sleep(GRAIN);
+        }
         while Qmp::connect(&self.guest.endpoints().qmp_socket()).is_err() {
-            assert!(begin.elapsed() < GUARDIAN_LIMIT, "somebody keeps the QMP socket");
+            assert!(begin.elapsed() < limit, "somebody keeps the QMP socket");
         }
     }
 
     /// After all deaths: a save works, and the guest has noticed nothing.
     fn ends_well(mut self) {
-        json(&mut save(&self.guest, &self.target(), &[EXCLUDED]));
+        json(&mut self.save());
         assert_eq!(self.images.names(), ["vm.elision"]);
         assert!(verify(&self.target()));
         let before = self.guest.control().count("spins").expect("counters").expect("its counter");
@@ -251,9 +262,23 @@ impl Shares {
 
 #[test]
 fn a_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
+    let (rounds, series) = killed_anywhere(false);
+    if pages::in_full() {
+        pages::write_result("killed-savers", "Killed savers", &series.told(rounds)).expect("the page");
+    }
+    assert!(series.while_paused * 4 >= rounds, "control: too few deaths in the pause: {series:?}");
+}
+
+#[test]
+fn a_live_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
+    let (_, series) = killed_anywhere(true);
+    assert!(series.while_paused > 0, "control: no death in the pause: {series:?}");
+}
+
+fn killed_anywhere(live: bool) -> (u32, Series) {
     let rounds = if pages::in_full() { 100 } else { 12 };
     let mut shares = Shares::new();
-    let mut scene = Scene::new();
+    let mut scene = Scene::new(live);
     scene.undisturbed(); // the first compiles the kernel's profile
     let usual = scene.undisturbed();
     let mut series = Series::default();
@@ -271,18 +296,15 @@ fn a_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
         scene.die(death, moment, &usual, &mut series);
     }
     println!("{series:?} of {rounds}; undisturbed {usual:?}");
-    if pages::in_full() {
-        pages::write_result("killed-savers", "Killed savers", &series.told(rounds)).expect("the page");
-    }
     assert!(series.deaths * 2 > rounds, "most saves were done before they were killed: {series:?}");
-    assert!(series.while_paused * 4 >= rounds, "control: too few deaths in the pause: {series:?}");
     scene.ends_well();
+    (rounds, series)
 }
 
 /// The user tries again at once, while the guardian of the dead saver is still on its guard.
 #[test]
 fn a_save_right_after_a_death_works() {
-    let mut scene = Scene::new();
+    let mut scene = Scene::new(false);
     scene.undisturbed();
     let mut saver = scene.start();
     assert!(scene.wait_for_stop(&mut saver), "the save was over too soon");
@@ -296,7 +318,7 @@ fn a_save_right_after_a_death_works() {
 /// save says so and clears up.
 #[test]
 fn a_guardian_killed_as_well_leaves_a_paused_vm_and_the_next_save_says_so() {
-    let mut scene = Scene::new();
+    let mut scene = Scene::new(false);
     scene.undisturbed();
     let mut saver = scene.start();
     assert!(scene.wait_for_stop(&mut saver), "the save was over too soon");
@@ -308,7 +330,7 @@ fn a_guardian_killed_as_well_leaves_a_paused_vm_and_the_next_save_says_so() {
     assert!(!runs(&mut scene.watch), "control: it is the guardian that resumes the VM");
     assert_eq!(scene.images.names(), [".vm.elision.elision-partial"], "control: and that clears up");
 
-    let again = save(&scene.guest, &scene.target(), &[EXCLUDED]).output().expect("elision starts");
+    let again = scene.save().output().expect("elision starts");
     let told = words(&again);
     println!("{told}");
     assert!(told.contains("killed together with its guardian"), "{told}");

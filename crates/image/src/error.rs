@@ -64,6 +64,15 @@ pub enum ImageError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The memory that came is not that on which the plan was made.
+    #[error(
+        "The VM ran on between the look at its processes and the copy of its memory: frame {gfn} is another \
+         one now. Somebody else continued the VM: save again"
+    )]
+    Moved {
+        /// A frame that differs.
+        gfn: Gfn,
+    },
     /// A part of the image was never written.
     #[error("The image is unfinished: {0} was not written")]
     Unfinished(&'static str),

@@ -20,15 +20,19 @@ mod manifest;
 mod partial;
 mod ram_writer;
 mod reader;
+mod stream_writer;
 mod verify;
 mod writer;
 
 pub use error::ImageError;
 pub use exclusions::{EditKind, EditMeta, Exclusions, ExclusionsError};
-pub use manifest::{Completeness, FORMAT, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, timestamp};
+pub use manifest::{
+    Completeness, FORMAT, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, Way, timestamp,
+};
 pub use partial::{partial_path, remove_stale, remove_unfinished};
 pub use ram_writer::RamStats;
 pub use reader::Image;
+pub use stream_writer::StreamWriter;
 pub use verify::Problem;
 pub use writer::ImageWriter;
 

@@ -37,6 +37,9 @@ pub struct Manifest {
     pub completeness: Completeness,
     /// How long it took.
     pub times: Times,
+    /// How memory came out of the VM.
+    #[serde(default)]
+    pub way: Way,
     /// The other files. Filled in by the writer.
     #[serde(default)]
     pub files: Files,
@@ -80,10 +83,23 @@ pub enum Completeness {
     },
 }
 
+/// How memory comes out of a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// Read from outside, while the VM stands still.
+    #[default]
+    Shared,
+    /// Sent by the hypervisor, while the VM stands still.
+    Stream,
+    /// Sent by the hypervisor as it was at one moment, while the VM runs on.
+    Live,
+}
+
 /// How long a save took, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// From `stop` to `cont`.
+    /// How long the VM stood still.
     pub pause_ms: f64,
     /// Until RAM was on disk and checked. Filled in by the writer: from its creation on.
     pub total_ms: f64,

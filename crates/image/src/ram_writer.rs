@@ -45,15 +45,29 @@ pub(crate) struct Late {
 }
 
 impl Late {
+    /// The plan's late frames, all zero so far.
+    pub(crate) fn room_for(plan: &Plan) -> Self {
+        let frames: Vec<Gfn> = plan.late.iter().flat_map(|run| run.start.0..run.end.0).map(Gfn).collect();
+        let bytes = vec![0; frames.len().saturating_mul(PAGE_SIZE)];
+        Self { frames, bytes }
+    }
+
     /// Copies the plan's late frames, with its changes.
     fn take(ram: &Ram, plan: &Plan) -> Result<Self, ImageError> {
-        let frames: Vec<Gfn> = plan.late.iter().flat_map(|run| run.start.0..run.end.0).map(Gfn).collect();
-        let mut bytes = vec![0; frames.len().saturating_mul(PAGE_SIZE)];
-        for (gfn, frame) in frames.iter().zip(bytes.chunks_exact_mut(PAGE_SIZE)) {
+        let mut late = Self::room_for(plan);
+        for (gfn, frame) in late.frames.iter().zip(late.bytes.chunks_exact_mut(PAGE_SIZE)) {
             ram.read(gfn.gpa(), frame)?;
             plan.edits_in(*gfn).iter().for_each(|edit| edit.apply(frame));
         }
-        Ok(Self { frames, bytes })
+        Ok(late)
+    }
+
+    /// Takes the content of a late frame.
+    pub(crate) fn put(&mut self, gfn: Gfn, bytes: &[u8; PAGE_SIZE]) {
+        let frame = self.frames.binary_search(&gfn).ok();
+        if let Some(frame) = frame.and_then(|i| self.bytes.chunks_exact_mut(PAGE_SIZE).nth(i)) {
+            frame.copy_from_slice(bytes);
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -180,7 +194,7 @@ pub(crate) fn write_late(
 }
 
 /// Refuses a plan of which a part would silently not happen.
-fn check(plan: &Plan, ram: &Ram) -> Result<(), ImageError> {
+pub(crate) fn check(plan: &Plan, ram: &Ram) -> Result<(), ImageError> {
     let bad = |gfn, reason| Err(ImageError::BadPlan { gfn, reason });
     let mut end = Gfn(0);
     for run in &plan.drops {

@@ -8,6 +8,7 @@ use crate::partial::Partial;
 use crate::ram_writer::{Late, Written};
 use crate::{
     EXCLUSIONS, Exclusions, FORMAT, FileSum, Files, ImageError, MANIFEST, RAM, RamFile, RamStats, STATE,
+    StreamWriter,
 };
 use crate::{Manifest, checksum, ram_writer};
 use elision_memory::{FileOffset, Ram, RamLayout};
@@ -64,6 +65,21 @@ impl ImageWriter {
         let written = ram_writer::write(&file, self.partial.path(), ram, plan, threads)?;
         let stats = written.stats;
         self.ram = Some(RamImage { file, layout: ram.layout().clone(), written });
+        Ok(stats)
+    }
+
+    /// Begins to write RAM that comes page by page, as the plan says. `ram` is what the plan was made on, and the
+    /// VM has not run since: what the plan changes must come as it is there, or the pages are refused.
+    pub fn begin_stream<'p>(&mut self, ram: &Ram, plan: &'p Plan) -> Result<StreamWriter<'p>, ImageError> {
+        self.ram = None;
+        StreamWriter::new(self.new_file(RAM)?, self.partial.path(), ram, plan)
+    }
+
+    /// Takes RAM of which every page has come. As after [`ImageWriter::write_ram`] the late frames still wait.
+    pub fn end_stream(&mut self, stream: StreamWriter<'_>) -> Result<RamStats, ImageError> {
+        let (file, layout, written) = stream.finish()?;
+        let stats = written.stats;
+        self.ram = Some(RamImage { file, layout, written });
         Ok(stats)
     }
 

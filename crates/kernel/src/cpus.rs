@@ -55,15 +55,14 @@ impl Kernel<'_> {
         self.per_cpu.iter().position(|&offset| offset == gs_base.0)
     }
 
-    /// The kernel's GS base of the CPU with this global descriptor table, for a vCPU in user mode. The table tells
-    /// each CPU its own number (`GDT_ENTRY_CPUNODE`), by which programs know where they run.
-    #[must_use]
-    pub fn gs_by_gdt(&self, gdt: Gva) -> Option<Gva> {
-        const ENTRY: u64 = 15;
-        const NUMBER: u64 = 0xfff;
-        let descriptor = self.u64(gdt.wrapping_add(8 * ENTRY), WHAT).ok()?;
-        let number = usize::try_from(descriptor & NUMBER).ok()?; // the low bits of its limit
-        self.per_cpu.get(number).map(|&offset| Gva(offset))
+    /// Where the per-CPU area of the CPU begins that has its global descriptor table at `gdt_base`.
+    ///
+    /// A processor uses the table through a read-only mapping of its own; the frame behind it tells whose it is.
+    pub fn per_cpu_by_gdt(&self, gdt_base: Gva) -> Result<Option<Gva>, KernelError> {
+        let own = self.require("gdt_page")?;
+        let Some((frame, _)) = self.locate(gdt_base) else { return Ok(None) };
+        let is_own = |offset: u64| self.locate(own.wrapping_add(offset)).is_some_and(|(at, _)| at == frame);
+        Ok(self.per_cpu.iter().find(|&&offset| is_own(offset)).map(|&offset| Gva(offset)))
     }
 
     /// Number of CPUs that the kernel has areas for.

@@ -34,6 +34,7 @@ const WANTED: &[&str] = &[
     "exception_stacks",
     "fanotify_fops",
     "fpu_fpregs_owner_ctx",
+    "gdt_page",
     "hardirq_stack_inuse",
     "hardirq_stack_ptr",
     "hstates",

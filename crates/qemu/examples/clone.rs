@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("stopped after {:.1?}", begin.elapsed());
     let device = Instant::now();
     let mut state = vm.device_state()?;
-    println!("device state in {:.1?}, {} pages of RAM dropped", device.elapsed(), state.dropped_pages());
+    println!("device state in {:.1?}, {} pages of RAM passed", device.elapsed(), state.passed_pages());
     std::io::copy(&mut vm.ram_file()?, &mut File::create(&ram)?)?;
     vm.cont()?;
     println!("the VM stood still for {:.1?}, RAM copied byte by byte", begin.elapsed());

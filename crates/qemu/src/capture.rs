@@ -1,85 +1,83 @@
-//! Takes the device state of a stopped VM, without its RAM, through a pipe.
+//! Takes the state of a VM through QEMU's migration stream: of its devices, or of all of it.
 //!
 //! ```text
-//! remember capabilities and bandwidth limit ─> x-ignore-shared on, what changes the stream's form off
-//!   getfd ─> migrate fd: ──pipe──> DeviceState::read            (another thread)
-//!   query-migrate until completed
-//! put capabilities and limit back
+//! remember the settings ─> set them for one form of the stream
+//!   device_state   devices only, while the VM stands still
+//!   stream         memory and devices, while the VM stands still
+//!   snapshot       memory and devices as they are now, while the VM runs on
+//! put the settings back
 //! ```
-//! Afterwards the VM is in QEMU's state `postmigrate`: it runs on by `cont`, and only then can it be
+//! After the first two the VM is in QEMU's state `postmigrate`: it runs on by `cont`, and only then can it be
 //! captured again. A VM that was paused before stays so until somebody continues it. If anything fails, the
 //! migration is cancelled and the settings are put back; whether the VM runs on is the caller's business.
+//!
+//! A snapshot is the work of QEMU's `background-snapshot`, which writes the devices' state to a buffer,
+//! protects all memory against writes, and then sends it, ahead of the guest's own writes. In this order, so
+//! memory that arrives here tells that the rest is done and the VM may run on. QEMU says so nowhere: its
+//! migration is `active` too early, and a `cont` between that and the protection would let the guest change
+//! what the snapshot shows.
 
 use crate::error::{QemuError, Result};
-use crate::guardian::Duty;
+use crate::guardian::{Duty, Guardian};
+use crate::migration::{Watched, receive, wait, wait_for_memory, wait_patiently};
 use crate::qmp::Qmp;
-use crate::stream::DeviceState;
-use crate::vm::{Vm, run_state};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use crate::settings::{Form, MigrationSettings};
+use crate::stream::{DeviceState, PageSink};
+use crate::vm::{RunState, Vm, run_state};
+use serde_json::json;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-const IGNORE_SHARED: &str = "x-ignore-shared";
-/// Capabilities under which the stream has another form, other content or another way.
-const DISTURBING: [&str; 13] = [
-    "background-snapshot",
-    "block",
-    "compress",
-    "dirty-bitmaps",
-    "mapped-ram",
-    "multifd",
-    "postcopy-ram",
-    "release-ram",
-    "return-path",
-    "switchover-ack",
-    "x-colo",
-    "xbzrle",
-    "zero-blocks",
-];
-/// A stream that stands still for this long is given up.
-const STALL_LIMIT: Duration = Duration::from_secs(10);
-const CANCEL_LIMIT: Duration = Duration::from_secs(5);
-const PIPE_SIZE: usize = 1 << 20;
-const FD_NAME: &str = "elision-state";
-
-/// Settings of QEMU's migration that a capture changes, as they were before.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MigrationSettings {
-    /// Capabilities that matter, and whether they are on.
-    capabilities: BTreeMap<String, bool>,
-    max_bandwidth: Option<u64>,
-}
+use std::time::Instant;
 
 impl Vm {
     /// The state of all devices and vCPUs of the stopped VM.
     pub fn device_state(&mut self) -> Result<DeviceState> {
-        let state = self.status()?;
-        if state.running {
-            return Err(QemuError::State {
-                found: state.name,
-                needed: "its devices can be read only while it is stopped",
-            });
-        }
-        if state.name == "postmigrate" {
-            let needed = "QEMU can send its devices again only after the VM has run: continue it first";
-            return Err(QemuError::State { found: state.name, needed });
-        }
         let block = self.ram().block.clone();
-        let before = MigrationSettings::read(&mut self.qmp)?;
-        let wanted = before.for_capture();
-        let result = wanted.apply(&mut self.qmp, &before).and_then(|()| receive(&mut self.qmp, &block));
-        let put_back = before.put_back(&mut self.qmp);
-        if let (Err(_), Err(e)) = (&result, &put_back) {
-            tracing::warn!("cannot put QEMU's migration settings back: {e}");
-        }
-        let state = result?;
-        put_back?;
-        Ok(state)
+        self.migrate(Form::Devices, |qmp| {
+            receive(qmp, None, |input| DeviceState::read(input, &block), wait).map(|(state, ())| state)
+        })
+    }
+
+    /// The same with the stopped VM's RAM, whose pages go to `sink`.
+    pub fn stream(&mut self, sink: &mut dyn PageSink) -> Result<DeviceState> {
+        let (block, len) = (self.ram().block.clone(), self.ram().file_len);
+        self.migrate(Form::Whole, |qmp| {
+            receive(qmp, None, |input| DeviceState::read_whole(input, &block, len, sink), wait)
+                .map(|(state, ())| state)
+        })
+    }
+
+    /// The same, but the VM runs on as soon as QEMU guards the memory's content of this moment. The VM must
+    /// have been stopped, and nothing else may continue it. Returns when it ran on, too. Whatever goes wrong, the
+    /// snapshot is read to its end, by `guardian` if this process dies.
+    pub fn snapshot(
+        &mut self,
+        sink: &mut dyn PageSink,
+        guardian: &Guardian,
+    ) -> Result<(DeviceState, Instant)> {
+        let (block, len) = (self.ram().block.clone(), self.ram().file_len);
+        self.migrate(Form::Snapshot, |qmp| {
+            receive(
+                qmp,
+                Some(guardian),
+                |input| {
+                    let progress = input.progress;
+                    DeviceState::read_whole(input, &block, len, &mut Watched { sink, progress })
+                },
+                |qmp, progress| {
+                    wait_for_memory(qmp, progress)?;
+                    let kept = check_moment_kept(qmp);
+                    run_on(qmp)?;
+                    let since = Instant::now();
+                    wait_patiently(qmp)?;
+                    kept.map(|()| since)
+                },
+            )
+        })
+    }
+
+    /// Whether [`Vm::snapshot`] can work here: asks QEMU, and changes nothing.
+    pub fn check_snapshot(&mut self) -> Result<()> {
+        self.with_settings(Form::Snapshot, |_| Ok(()))
     }
 
     /// What a guardian must do should this process die during a save. Ask before the VM is stopped.
@@ -91,155 +89,59 @@ impl Vm {
             settings: MigrationSettings::read(&mut self.qmp)?,
         })
     }
-}
 
-impl MigrationSettings {
-    /// The settings as they are.
-    pub(crate) fn read(qmp: &mut Qmp) -> Result<Self> {
-        let list = qmp.execute("query-migrate-capabilities", json!({}))?;
-        let mut capabilities = BTreeMap::new();
-        for c in list.as_array().map(Vec::as_slice).unwrap_or_default() {
-            if let (Some(name), Some(on)) = (c["capability"].as_str(), c["state"].as_bool()) {
-                if name == IGNORE_SHARED || DISTURBING.contains(&name) {
-                    capabilities.insert(name.to_string(), on);
-                }
-            }
+    fn migrate<T>(&mut self, form: Form, work: impl FnOnce(&mut Qmp) -> Result<T>) -> Result<T> {
+        can_migrate(self.status()?)?;
+        self.with_settings(form, work)
+    }
+
+    fn with_settings<T>(&mut self, form: Form, work: impl FnOnce(&mut Qmp) -> Result<T>) -> Result<T> {
+        let qmp = &mut self.qmp;
+        let before = MigrationSettings::read(qmp)?;
+        if !before.knows(form) {
+            return Err(QemuError::NoSnapshot { why: "this version of QEMU has none".into() });
         }
-        let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
-        Ok(Self { capabilities, max_bandwidth: parameters["max-bandwidth"].as_u64() })
-    }
-
-    /// The same settings as a capture needs them.
-    fn for_capture(&self) -> Self {
-        let capabilities =
-            self.capabilities.keys().map(|name| (name.clone(), name == IGNORE_SHARED)).collect();
-        Self { capabilities, max_bandwidth: self.max_bandwidth.map(|_| 0) }
-    }
-
-    /// Makes the settings these, changing only what differs from `now`.
-    fn apply(&self, qmp: &mut Qmp, now: &Self) -> Result<()> {
-        let differs = |(name, on): &(&String, &bool)| now.capabilities.get(*name) != Some(*on);
-        let list = self.capabilities.iter().filter(differs);
-        let list: Vec<Value> = list.map(|(name, on)| json!({"capability": name, "state": on})).collect();
-        let capabilities = set_capabilities(qmp, &list);
-        let bandwidth = match self.max_bandwidth {
-            Some(limit) if now.max_bandwidth != Some(limit) => {
-                qmp.execute("migrate-set-parameters", json!({"max-bandwidth": limit})).map(drop)
-            }
-            _ => Ok(()),
-        };
-        capabilities.and(bandwidth)
-    }
-
-    /// Puts the settings back to these, whatever they are now.
-    pub(crate) fn put_back(&self, qmp: &mut Qmp) -> Result<()> {
-        let now = Self::read(qmp)?;
-        self.apply(qmp, &now)
-    }
-}
-
-fn set_capabilities(qmp: &mut Qmp, list: &[Value]) -> Result<()> {
-    if list.is_empty() {
-        return Ok(());
-    }
-    qmp.execute("migrate-set-capabilities", json!({"capabilities": list})).map(drop)
-}
-
-fn receive(qmp: &mut Qmp, block: &str) -> Result<DeviceState> {
-    let (read_end, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(QemuError::os("make a pipe for the device state"))?;
-    // A larger pipe only saves time.
-    let _ = rustix::pipe::fcntl_setpipe_size(&write_end, PIPE_SIZE);
-    qmp.execute_with_descriptor("getfd", json!({"fdname": FD_NAME}), write_end.as_fd())?;
-    drop(write_end);
-    let bytes = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read_all(read_end, block, &bytes));
-        let sent = qmp.execute("migrate", json!({"uri": format!("fd:{FD_NAME}")})).map(drop);
-        let sent = match sent {
-            Ok(()) => wait(qmp, &bytes),
-            Err(e) => {
-                // The descriptor still waits in QEMU under its name; closing it ends the reader.
-                let _ = qmp.execute("closefd", json!({"fdname": FD_NAME}));
-                Err(e)
-            }
-        };
-        if sent.is_err() {
-            if let Err(e) = cancel(qmp) {
-                tracing::warn!("cannot cancel the migration: {e}");
-            }
-        }
-        let read = reader.join().unwrap_or_else(|_| {
-            Err(QemuError::Migration { why: "the thread that reads the stream died".into() })
+        let set = before.for_capture(form).apply(qmp, &before);
+        let set = set.map_err(|error| match error {
+            QemuError::Refused { desc, .. } if form == Form::Snapshot => QemuError::NoSnapshot { why: desc },
+            error => error,
         });
-        match (sent, read) {
-            (Ok(()), read) => read,
-            // A stream that cannot be read is why QEMU could not go on writing it.
-            (Err(_), Err(e)) if !matches!(e, QemuError::Truncated { .. }) => Err(e),
-            (Err(e), _) => Err(e),
+        let result = set.and_then(|()| work(qmp));
+        let put_back = before.put_back(qmp);
+        if let (Err(_), Err(e)) = (&result, &put_back) {
+            tracing::warn!("cannot put QEMU's migration settings back: {e}");
         }
-    })
-}
-
-/// Reads the state; the pipe is closed at the end, so that a QEMU with more to say fails instead of hanging.
-fn read_all(pipe: OwnedFd, block: &str, bytes: &AtomicU64) -> Result<DeviceState> {
-    DeviceState::read(Counted { input: std::fs::File::from(pipe), bytes }, block)
-}
-
-struct Counted<'a, R> {
-    input: R,
-    bytes: &'a AtomicU64,
-}
-
-impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.input.read(out)?;
-        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
-        Ok(n)
+        let done = result?;
+        put_back?;
+        Ok(done)
     }
 }
 
-fn wait(qmp: &mut Qmp, bytes: &AtomicU64) -> Result<()> {
-    let mut pause = Duration::from_millis(1);
-    let mut seen = (0, Instant::now());
-    loop {
-        let info = qmp.execute("query-migrate", json!({}))?;
-        match info["status"].as_str().unwrap_or_default() {
-            "completed" => return Ok(()),
-            status @ ("failed" | "cancelled" | "cancelling") => {
-                let why = info["error-desc"].as_str().unwrap_or(status).to_string();
-                return Err(QemuError::Migration { why });
-            }
-            _ => {}
+fn can_migrate(state: RunState) -> Result<()> {
+    let needed = match state {
+        RunState { running: true, .. } => "its devices can be read only while it is stopped",
+        RunState { ref name, .. } if name == "postmigrate" => {
+            "QEMU can send its devices again only after the VM has run: continue it first"
         }
-        let now = bytes.load(Ordering::Relaxed);
-        if now != seen.0 {
-            seen = (now, Instant::now());
-        } else if seen.1.elapsed() > STALL_LIMIT {
-            return Err(QemuError::Migration {
-                why: format!("nothing came for {} s", STALL_LIMIT.as_secs()),
-            });
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(4));
-    }
+        RunState { .. } => return Ok(()),
+    };
+    Err(QemuError::State { found: state.name, needed })
 }
 
-/// Ends a migration that may be going on, and waits until it has ended.
-pub(crate) fn cancel(qmp: &mut Qmp) -> Result<()> {
-    let deadline = Instant::now() + CANCEL_LIMIT;
-    while is_migrating(qmp)? {
-        if Instant::now() > deadline {
-            return Err(QemuError::Migration { why: "it does not end after being cancelled".into() });
-        }
-        qmp.execute("migrate_cancel", json!({}))?;
-        std::thread::sleep(Duration::from_millis(10));
+/// QEMU stops a VM that runs before it takes the snapshot. One that was stopped since then has moved.
+fn check_moment_kept(qmp: &mut Qmp) -> Result<()> {
+    run_state(qmp)?; // whatever QEMU has to report comes before the answer
+    if qmp.take_events().iter().any(|event| event.name == "STOP") {
+        return Err(QemuError::Moved { sign: "QEMU stopped it again".into() });
     }
     Ok(())
 }
 
-fn is_migrating(qmp: &mut Qmp) -> Result<bool> {
-    let info = qmp.execute("query-migrate", json!({}))?;
-    let ended = matches!(info["status"].as_str(), None | Some("none" | "completed" | "failed" | "cancelled"));
-    Ok(!ended || run_state(qmp)?.name == "finish-migrate")
+/// Lets the VM run on, whose snapshot is taken. QEMU before 8.2 does so by itself, at once: what it had to do
+/// is done when it answers.
+fn run_on(qmp: &mut Qmp) -> Result<()> {
+    if run_state(qmp)?.running {
+        return Ok(());
+    }
+    qmp.execute("cont", json!({})).map(drop)
 }

@@ -139,6 +139,24 @@ pub enum QemuError {
         /// QEMU's text or status.
         why: String,
     },
+    /// QEMU cannot let a VM run while it sends the memory of one moment.
+    #[error("QEMU cannot take a snapshot of the VM while it runs: {why}")]
+    NoSnapshot {
+        /// QEMU's text.
+        why: String,
+    },
+    /// The VM ran between the look at it and the copy.
+    #[error(
+        "The VM ran on between the look at its processes and the copy of its memory ({sign}): somebody else \
+         continued it. Save again"
+    )]
+    Moved {
+        /// How it showed.
+        sign: String,
+    },
+    /// Whoever takes the memory's pages wants no more of them.
+    #[error("The memory that QEMU sends cannot be taken over")]
+    SinkClosed,
     /// The migration stream ends too early.
     #[error("The migration stream ends early, at byte {at}")]
     Truncated {

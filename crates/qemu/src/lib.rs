@@ -4,6 +4,7 @@
 //! - [`Vm::registers`]: some registers of its vCPUs, for a first look.
 //! - [`Vm::device_state`]: the state of a stopped VM's devices and vCPUs, without its RAM, as
 //!   [`DeviceState`]: to look at, to clear of private data, and to write in a form that stock QEMU loads.
+//! - [`Vm::stream`] and [`Vm::snapshot`]: the same with the RAM handed page by page to a [`PageSink`].
 //! - [`Guardian`]: lets the VM run on when the saver dies.
 //! - [`prepare`]: makes a QEMU command fit for saving; [`for_restore`] and [`restore()`]: start an image.
 //!
@@ -17,22 +18,24 @@ mod flat_view;
 mod guardian;
 mod layout;
 mod maps;
+mod migration;
 mod process;
 mod qmp;
 mod registers;
 mod restore;
+mod settings;
 mod stream;
 mod sys;
 mod vm;
 
-pub use capture::MigrationSettings;
 pub use command::{Prepared, RestoreOptions, for_restore, fresh_guid, prepare};
 pub use error::{QemuError, Result};
 pub use guardian::{Duty, Guardian, guard_main};
 pub use layout::{HiddenRange, VmRam};
 pub use process::QemuProcess;
 pub use qmp::{Event, Qmp, Version};
-pub use registers::Registers;
+pub use registers::{Registers, check_moment};
 pub use restore::{RestoreRequest, Restored, restore};
-pub use stream::{Blanked, Cleared, DeviceState, Vcpu};
+pub use settings::MigrationSettings;
+pub use stream::{Blanked, Cleared, DeviceState, PageSink, SinkClosed, Vcpu};
 pub use vm::{RunState, Vm};

@@ -105,7 +105,18 @@ impl Vm {
 
     /// Stops the vCPUs. Returns when they stand still.
     pub fn stop(&mut self) -> Result<()> {
-        self.qmp.execute("stop", json!({})).map(drop)
+        self.qmp.execute("stop", json!({}))?;
+        self.qmp.take_events();
+        Ok(())
+    }
+
+    /// Makes sure that nobody else has continued the VM since [`Vm::stop`].
+    pub fn check_still(&mut self) -> Result<()> {
+        let state = self.status()?; // whatever QEMU has to report comes before the answer
+        if state.running || self.qmp.take_events().iter().any(|event| event.name == "RESUME") {
+            return Err(QemuError::Moved { sign: "QEMU says so".into() });
+        }
+        Ok(())
     }
 
     /// Lets the vCPUs run.

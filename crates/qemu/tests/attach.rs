@@ -115,7 +115,7 @@ fn device_state_is_taken_again_and_again() {
         vm.stop().unwrap();
         let state = vm.device_state().unwrap();
         assert_eq!(state.main_block(), Some(("mem", 64 << 20)), "round {round}");
-        assert_eq!(state.dropped_pages(), 0, "shared RAM does not even come");
+        assert_eq!(state.passed_pages(), 0, "shared RAM does not even come");
         let vcpus = state.vcpus().unwrap();
         assert_eq!(vcpus.iter().map(|v| v.index).collect::<Vec<_>>(), [0, 1]);
         assert!(vcpus[1].halted, "the second vCPU waits to be woken");
@@ -148,7 +148,7 @@ fn a_prepared_command_can_be_attached() {
     let mut vm = Vm::attach(&qmp).unwrap();
     assert_eq!((vm.ram().block.as_str(), vm.ram().file_len), ("pc.ram", 3 << 29));
     vm.stop().unwrap();
-    assert_eq!(vm.device_state().unwrap().dropped_pages(), 0);
+    assert_eq!(vm.device_state().unwrap().passed_pages(), 0);
     // The command that now runs is fit as it is.
     let again = elision_qemu::prepare(&vm.process().command, &qmp).unwrap();
     assert!(again.additions.is_empty() && again.ram.is_none(), "{:?}", again.additions);
@@ -170,7 +170,7 @@ fn memory_that_qemu_sends_after_all_is_dropped() {
     wait_until("the migration", || qmp.execute("query-migrate", json!({})).unwrap()["status"] == "completed");
     let firmware = std::fs::read(&file).unwrap();
     let state = elision_qemu::DeviceState::read(&firmware[..], "pc.ram").unwrap();
-    assert_eq!(state.dropped_pages(), (64 << 20) / 4096);
+    assert_eq!(state.passed_pages(), (64 << 20) / 4096);
     let mut plain = vec![];
     state.write_to(&mut plain).unwrap();
     assert!(plain.len() < 1 << 20 && plain.len() < firmware.len(), "{} of {}", plain.len(), firmware.len());

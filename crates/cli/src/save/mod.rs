@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! before   policy, target, RAM mapped, kernel found, guardian on guard
-//! pause    stop ─> device state ─> plan ──busy──> run on for a moment, again
-//!                                  └──> RAM written to the page cache ─> cont
+//! pause    stop ─> vCPUs ─> plan ──busy──> run on for a moment, again
+//!                           └──> RAM written to the page cache ─> cont
+//! --live                    └──> snapshot begun ─> cont, RAM written as QEMU sends it
 //! after    freed objects found in the copy and cleared, then written
 //!          device state redacted and written ─> exclusions ─> sync, checksums, rename
 //! ```
@@ -12,18 +13,17 @@
 mod devices;
 mod pause;
 mod report;
+mod sent;
 
 use crate::args::SaveArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::{Session, open_kernel};
-use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, partial_path, timestamp};
-use elision_kernel::Kernel;
+use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, Way, partial_path, timestamp};
 use elision_plan::Selection;
-use elision_policy::Policy;
 use elision_qemu::Vm;
-use pause::Captured;
+use pause::{Captured, Task};
 use report::Saved;
 use std::num::NonZero;
 use std::thread;
@@ -34,15 +34,27 @@ const PAUSED: &str = "The VM is paused. It stays so; QEMU calls its state `postm
 const KILLED: &str = "The VM is paused, perhaps by an earlier save to this name that was killed together with \
                       its guardian process. It stays paused: continue it by `cont` in its monitor";
 
+/// Said of `--live` for such a VM.
+const STANDS_STILL: &str =
+    "--live changes nothing for a VM that stands still: its memory is copied as without";
+
 pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     let policy = args.selection.policy()?;
     let left_over = partial_path(&args.image)?.exists();
     let mut writer = ImageWriter::create(&args.image)?;
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
-    vm.ram_file()?; // other VMs can be looked at, not saved
-    if !vm.status()?.running {
+    let runs = vm.status()?.running;
+    if !runs {
         out.note(if left_over { KILLED } else { PAUSED });
     }
+    if args.live && !runs {
+        out.note(STANDS_STILL);
+    }
+    let way = match (args.live && runs, vm.shares_ram()) {
+        (true, _) => Way::Live,
+        (false, true) => Way::Shared,
+        (false, false) => Way::Stream,
+    };
     let kernel = open_kernel(&mut vm, &ram)?;
     // A selection that is wrong is wrong before the VM is stopped for it; that the guest changes while it
     // is read does not matter yet.
@@ -52,7 +64,8 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     if let Err(error) = ram.prefault() {
         tracing::debug!(%error, "memory is mapped as it is read, in the pause");
     }
-    let captured = pause::capture(&mut vm, &kernel, &policy, &mut writer, threads(args));
+    let task = Task { kernel: &kernel, policy: &policy, way, threads: threads(args) };
+    let captured = pause::capture(&mut vm, &task, &mut writer);
     bar.finish_and_clear();
     let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;
 
@@ -61,7 +74,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     state.write_to(&mut bytes)?;
     writer.write_state(&bytes)?;
     writer.write_exclusions(&outcome.plan)?;
-    let manifest = manifest(&mut vm, &kernel, &policy, outcome.plan.summary, outcome.vcpus.len(), pause)?;
+    let manifest = manifest(&mut vm, &task, outcome.plan.summary, outcome.vcpus.len(), pause)?;
     let bar = out.progress("syncing the image", vm.ram().file_len);
     let manifest = writer.finish(manifest, &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
@@ -81,8 +94,7 @@ fn threads(args: &SaveArgs) -> usize {
 
 fn manifest(
     vm: &mut Vm,
-    kernel: &Kernel<'_>,
-    policy: &Policy,
+    task: &Task<'_>,
     summary: elision_plan::PlanSummary,
     vcpus: usize,
     pause: pause::Pause,
@@ -92,6 +104,7 @@ fn manifest(
     } else {
         Completeness::BestEffort { unaccounted: summary.unaccounted.clone() }
     };
+    let kernel = task.kernel;
     Ok(Manifest {
         format: elision_image::FORMAT,
         elision_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -105,10 +118,11 @@ fn manifest(
         },
         guest: Guest { kernel_release: kernel.release().to_owned(), build_id: kernel.build_id().to_owned() },
         ram_layout: vm.layout().clone(),
-        policy: serde_json::to_value(policy).map_err(|e| Failure::from_error(Exit::Failed, &e))?,
+        policy: serde_json::to_value(task.policy).map_err(|e| Failure::from_error(Exit::Failed, &e))?,
         plan: summary,
         completeness,
         times: Times { pause_ms: pause.length.as_secs_f64() * 1000.0, total_ms: 0.0 },
+        way: task.way,
         files: elision_image::Files::default(),
     })
 }

@@ -1,13 +1,14 @@
 //! The time in which the VM stands still: look, plan, copy, and let it run on.
 
+use super::sent::{self, Sent};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::session::{options, vcpu_states};
-use elision_image::{ImageWriter, RamStats};
+use crate::session::{options, resume, vcpu_states, vcpu_states_of};
+use elision_image::{ImageWriter, RamStats, Way};
 use elision_kernel::Kernel;
-use elision_plan::{Options, Outcome, Plan, PlanError, Selection, plan, plan_late};
+use elision_plan::{Outcome, Plan, PlanError, Selection, plan, plan_late};
 use elision_policy::Policy;
-use elision_qemu::{DeviceState, Guardian, Vm};
+use elision_qemu::{DeviceState, Guardian, Registers, Vm};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -52,39 +53,47 @@ pub(super) struct Captured {
     pub(super) looks: u32,
 }
 
+/// What a save is to do.
+pub(super) struct Task<'a> {
+    pub(super) kernel: &'a Kernel<'a>,
+    pub(super) policy: &'a Policy,
+    pub(super) way: Way,
+    /// How many threads write memory.
+    pub(super) threads: usize,
+}
+
 /// Copies a VM into an image. A VM that ran before runs afterwards, whatever happens.
-pub(super) fn capture(
-    vm: &mut Vm,
-    kernel: &Kernel<'_>,
-    policy: &Policy,
-    writer: &mut ImageWriter,
-    threads: usize,
-) -> Result<Captured, Failure> {
+pub(super) fn capture(vm: &mut Vm, task: &Task<'_>, writer: &mut ImageWriter) -> Result<Captured, Failure> {
     let duty = vm.duty(Some(writer.partial_path()))?;
     let runs = duty.resume;
     let program = std::env::current_exe().map_err(|e| Failure::io("find", Path::new("elision"), &e))?;
     let guardian = Guardian::spawn(&program, &["guard"], &duty)?;
-    let options = options(policy, policy.save.best_effort());
+    if task.way == Way::Live {
+        if let Err(error) = vm.check_snapshot() {
+            guardian.dismiss()?;
+            return Err(error.into());
+        }
+    }
     let sought = Instant::now();
     for looks in 1.. {
         let began = SystemTime::now();
         let stopped = Instant::now();
-        let result =
-            still(vm, kernel, policy, options, |outcome, ram| writer.write_ram(ram, outcome, threads));
-        if runs {
-            if let Err(error) = vm.cont() {
+        let result = still(vm, task, writer, &guardian);
+        let resumed = result.as_ref().ok().and_then(|copied| copied.sent.resumed);
+        if runs && resumed.is_none() {
+            if let Err(error) = resume(vm) {
                 // A new connection may do what this one could not.
                 guardian.act()?;
                 return Err(result.err().map_or(error.into(), |e| e.into_failure()));
             }
         }
-        let length = stopped.elapsed();
-        let result = result.and_then(|(selection, mut outcome, state)| {
-            let ram = late(kernel, &mut outcome.plan, writer)?;
-            Ok((selection, outcome, state, ram))
+        let length = resumed.unwrap_or_else(Instant::now).duration_since(stopped);
+        let result = result.and_then(|mut copied| {
+            copied.sent.ram = late(task.kernel, &mut copied.outcome.plan, writer)?;
+            Ok(copied)
         });
         match result {
-            Ok((selection, outcome, state, ram)) => {
+            Ok(Copied { selection, outcome, sent: Sent { state, ram, .. } }) => {
                 let pause = Pause { began, length };
                 return Ok(Captured { guardian, selection, outcome, state, ram, pause, looks });
             }
@@ -102,7 +111,7 @@ pub(super) fn capture(
 }
 
 /// Why a look at the VM led to nothing.
-enum Held {
+pub(super) enum Held {
     Plan(PlanError),
     Other(Failure),
 }
@@ -139,30 +148,63 @@ fn late(kernel: &Kernel<'_>, plan: &mut Plan, writer: &mut ImageWriter) -> Resul
     Ok(stats)
 }
 
-type Copied = (Selection, Outcome, DeviceState);
+struct Copied {
+    selection: Selection,
+    outcome: Outcome,
+    sent: Sent,
+}
+
+/// What is known of the vCPUs before memory is copied. A stream has them at its end.
+enum Vcpus {
+    Sent(DeviceState),
+    Seen(Vec<Registers>),
+}
 
 fn still(
     vm: &mut Vm,
-    kernel: &Kernel<'_>,
-    policy: &Policy,
-    options: Options,
-    copy: impl FnOnce(&Plan, &elision_memory::Ram) -> Result<RamStats, elision_image::ImageError>,
+    task: &Task<'_>,
+    writer: &mut ImageWriter,
+    guardian: &Guardian,
 ) -> Result<Copied, Held> {
     let begin = Instant::now();
     let done = |what| tracing::debug!(since_stop = ?begin.elapsed(), "{what}");
     if vm.status()?.running {
         vm.stop()?;
+    } else {
+        vm.qmp().take_events(); // what others did until now
     }
     done("the VM stands still");
-    let state = vm.device_state()?;
-    let vcpus = vcpu_states(&state)?;
-    done("device state taken");
-    kernel.ram().refresh();
-    let selection = Selection::of(kernel, policy).map_err(Held::Plan)?;
-    let outcome = plan(kernel, &selection, &vcpus, options).map_err(Held::Plan)?;
-    kernel.ram().check()?;
+    task.kernel.ram().refresh();
+    let (vcpus, states) = if task.way == Way::Shared {
+        let state = vm.device_state()?;
+        let states = vcpu_states(&state)?;
+        (Vcpus::Sent(state), states)
+    } else {
+        let seen = vm.registers()?;
+        let states = vcpu_states_of(task.kernel, &seen)?;
+        (Vcpus::Seen(seen), states)
+    };
+    done("vCPUs known");
+    let options = options(task.policy, task.policy.save.best_effort());
+    let selection = Selection::of(task.kernel, task.policy).map_err(Held::Plan)?;
+    let outcome = plan(task.kernel, &selection, &states, options).map_err(Held::Plan)?;
+    task.kernel.ram().check()?;
     done("planned");
-    copy(&outcome.plan, kernel.ram())?;
+    let ram = task.kernel.ram();
+    let sent = match vcpus {
+        Vcpus::Sent(state) => {
+            let ram = writer.write_ram(ram, &outcome.plan, task.threads)?;
+            Sent { state, ram, resumed: None }
+        }
+        Vcpus::Seen(seen) => {
+            vm.check_still()?;
+            let live = (task.way == Way::Live).then_some(guardian);
+            sent::copy(vm, ram, &outcome.plan, &seen, live, writer)?
+        }
+    };
+    if sent.resumed.is_none() {
+        vm.check_still()?;
+    }
     done("memory copied");
-    Ok((selection, outcome, state))
+    Ok(Copied { selection, outcome, sent })
 }

@@ -3,7 +3,7 @@
 use super::devices::Devices;
 use crate::summary;
 use crate::text::{count, printable, size};
-use elision_image::{Manifest, RamStats};
+use elision_image::{Manifest, RamStats, Way};
 use elision_plan::{PlanSummary, Selection};
 use serde::Serialize;
 use std::fmt::Write;
@@ -20,7 +20,9 @@ pub(super) struct Saved {
     ram: RamBytes,
     /// How often the VM was stopped until every excluded process held still.
     looks: u32,
-    /// Length of the last stop, in which memory was copied.
+    /// How memory came out of the VM.
+    way: Way,
+    /// Length of the last stop.
     pause_ms: f64,
     total_ms: f64,
 }
@@ -57,6 +59,7 @@ impl Saved {
                 stored: manifest.files.ram.stored_bytes,
             },
             looks,
+            way: manifest.way,
             pause_ms: manifest.times.pause_ms,
             total_ms: manifest.times.total_ms,
         }
@@ -74,7 +77,8 @@ pub(super) fn human(saved: &Saved) -> String {
         size(saved.ram.zero),
         size(saved.ram.written),
     );
-    let _ = writeln!(text, "Paused for {:.0} ms, done in {:.0} ms\n", saved.pause_ms, saved.total_ms);
+    let way = summary::way(saved.way);
+    let _ = writeln!(text, "Paused for {:.0} ms, done in {:.0} ms{way}\n", saved.pause_ms, saved.total_ms);
     text.push_str(&summary::plan(&saved.plan));
     text
 }

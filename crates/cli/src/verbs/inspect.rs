@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::summary;
 use crate::text::{count, printable, shell, size};
-use elision_image::{Completeness, FileSum, Guest, Image, Manifest, Times, Vmm};
+use elision_image::{Completeness, FileSum, Guest, Image, Manifest, Times, Vmm, Way};
 use elision_memory::RamLayout;
 use elision_plan::PlanSummary;
 use serde::Serialize;
@@ -29,6 +29,7 @@ struct Inspected<'a> {
     plan: &'a PlanSummary,
     completeness: &'a Completeness,
     times: Times,
+    way: Way,
 }
 
 #[derive(Serialize)]
@@ -67,6 +68,7 @@ impl<'a> Inspected<'a> {
             plan: &manifest.plan,
             completeness: &manifest.completeness,
             times: manifest.times,
+            way: manifest.way,
         }
     }
 }
@@ -87,7 +89,11 @@ fn human(image: &Inspected<'_>) -> String {
         format!("{}, of which {} are stored", size(image.ram.bytes), size(image.ram.stored_bytes)),
     );
     line("Device state", size(image.state.bytes));
-    line("Times", format!("paused {:.0} ms, {:.0} ms in all", image.times.pause_ms, image.times.total_ms));
+    let way = summary::way(image.way);
+    line(
+        "Times",
+        format!("paused {:.0} ms, {:.0} ms in all{way}", image.times.pause_ms, image.times.total_ms),
+    );
     line("Policy", summary::policy(image.policy));
     match image.completeness {
         Completeness::Complete => line("Complete", "yes".to_owned()),
@@ -116,6 +122,7 @@ mod tests {
             plan: PlanSummary::default(),
             completeness: Completeness::Complete,
             times: Times::default(),
+            way: Way::Live,
             files: Files::default(),
         }
     }
@@ -138,6 +145,7 @@ mod tests {
             "state",
             "times",
             "vmm",
+            "way",
         ];
         assert_eq!(fields, expected);
         assert_eq!(value["ram"]["layout"], json!([{"gpa": 0, "len": 4096, "offset": 0}]));

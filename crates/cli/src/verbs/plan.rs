@@ -5,7 +5,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 use crate::relations;
-use crate::session::{Session, open_kernel, options, vcpu_states, vcpu_states_by_registers, while_paused};
+use crate::session::{Session, open_kernel, options, vcpu_states, vcpu_states_of, while_paused};
 use crate::summary;
 use crate::text::{count, or_dash, printable, size};
 use elision_image::Guest;
@@ -99,7 +99,7 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
             let vcpus = if vm.shares_ram() {
                 vcpu_states(&vm.device_state()?)?
             } else {
-                vcpu_states_by_registers(vm, kernel)?
+                vcpu_states_of(kernel, &vm.registers()?)?
             };
             // What stands in the way is wanted as a list, not as a refusal.
             let options = options(policy, true);

@@ -32,9 +32,14 @@ pub(crate) fn words(output: &Output) -> String {
 
 /// A save of a guest, not started yet; live where `ELISION_WAY` says so.
 pub(crate) fn save(guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
+    save_as(std::env::var("ELISION_WAY").is_ok_and(|way| way == "live"), guest, image, exclude)
+}
+
+/// A save of a guest that is live or not, not started yet.
+pub(crate) fn save_as(live: bool, guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
     let mut command = elision();
     command.arg("save").arg("--qmp").arg(guest.endpoints().qmp_socket());
-    if std::env::var("ELISION_WAY").is_ok_and(|way| way == "live") {
+    if live {
         command.arg("--live");
     }
     for selector in exclude {

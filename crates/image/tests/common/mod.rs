@@ -1,7 +1,7 @@
 //! A small guest to save: RAM in two pieces with a window that is not RAM, and a plan for it.
 #![allow(dead_code)] // each test file uses its part
 
-use elision_image::{Completeness, Files, Guest, ImageWriter, Manifest, Times, Vmm};
+use elision_image::{Completeness, Files, Guest, ImageWriter, Manifest, Times, Vmm, Way};
 use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram, RamLayout, RamRegion};
 use elision_plan::{Change, DropReason, DropRun, Edit, EditReason, Plan, PlanSummary};
 use std::fs::File;
@@ -85,6 +85,7 @@ pub(crate) fn manifest() -> Manifest {
         plan: PlanSummary::default(),
         completeness: Completeness::Complete,
         times: Times { pause_ms: 12.5, total_ms: 0.0 },
+        way: Way::Shared,
         files: Files::default(),
     }
 }

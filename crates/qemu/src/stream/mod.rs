@@ -17,7 +17,8 @@
 //! ```
 //! A device's data has no length and no field names: the description at the end has both, so everything
 //! from the first FULL section on is kept and then walked by it. RAM comes before that and is handled
-//! record by record ([`ram`]): what belongs to the VM's main memory is dropped as it is read.
+//! record by record ([`ram`]): what belongs to the VM's main memory is dropped as it is read, or handed to
+//! a [`PageSink`].
 //!
 //! Written out again ([`DeviceState::write_to`]) the stream is in its plain form: without the capability
 //! `x-ignore-shared` and what that adds, so that stock QEMU loads it over a private mapping of the RAM file.
@@ -35,6 +36,7 @@ mod ram;
 mod reader;
 mod registers;
 mod serial;
+mod sink;
 mod state;
 #[cfg(test)]
 mod test_stream;
@@ -44,7 +46,9 @@ mod vcpu;
 mod video;
 
 pub use registers::Cleared;
+pub use sink::{PageSink, SinkClosed};
 pub use state::DeviceState;
+pub(crate) use vcpu::PROTECTED;
 pub use vcpu::Vcpu;
 pub use video::Blanked;
 

@@ -1,4 +1,4 @@
-//! The RAM section: pages of the main memory are dropped as they pass, pages of other blocks are kept.
+//! The RAM section: pages of the main memory go to a sink as they pass, pages of other blocks are kept.
 //!
 //! ```text
 //! record = u64 (offset in its block | flags)
@@ -11,8 +11,10 @@
 //! come more than once, the last one counts. Limits: 1024 blocks, the kept bytes of the whole stream.
 
 use super::reader::BigEndian;
+use super::sink::PageSink;
 use super::{KEPT_LIMIT, part};
 use crate::error::{QemuError, Result};
+use elision_memory::FileOffset;
 use std::collections::BTreeMap;
 use std::io::Read;
 
@@ -55,14 +57,19 @@ pub(crate) struct RamSection {
     pub(crate) pages: BTreeMap<(usize, u64), Page>,
     /// Bytes kept, for the limit.
     pub(crate) kept: u64,
-    /// Page records of the main memory that were dropped.
-    pub(crate) dropped: u64,
+    /// Page records of the main memory, which are not kept.
+    pub(crate) passed: u64,
     last_block: Option<usize>,
 }
 
 impl RamSection {
     /// Reads a START section after its type.
-    pub(crate) fn start<R: Read>(input: &mut BigEndian<R>, main: &str, addresses: bool) -> Result<Self> {
+    pub(crate) fn start<R: Read>(
+        input: &mut BigEndian<R>,
+        main: &str,
+        addresses: bool,
+        sink: &mut dyn PageSink,
+    ) -> Result<Self> {
         let id = input.u32()?;
         let name = input.name()?;
         if name != "ram" {
@@ -82,23 +89,23 @@ impl RamSection {
             blocks,
             pages: BTreeMap::new(),
             kept: 0,
-            dropped: 0,
+            passed: 0,
             last_block: None,
         };
-        section.records(input)?;
+        section.records(input, sink)?;
         Ok(section)
     }
 
     /// Reads a PART or END section after its type.
-    pub(crate) fn more<R: Read>(&mut self, input: &mut BigEndian<R>) -> Result<()> {
+    pub(crate) fn more<R: Read>(&mut self, input: &mut BigEndian<R>, sink: &mut dyn PageSink) -> Result<()> {
         let id = input.u32()?;
         if id != self.id {
             return Err(input.error(format!("section {id} continues without a beginning")));
         }
-        self.records(input)
+        self.records(input, sink)
     }
 
-    fn records<R: Read>(&mut self, input: &mut BigEndian<R>) -> Result<()> {
+    fn records<R: Read>(&mut self, input: &mut BigEndian<R>, sink: &mut dyn PageSink) -> Result<()> {
         let mut page = [0; PAGE];
         loop {
             let record = input.u64()?;
@@ -114,27 +121,35 @@ impl RamSection {
             if self.blocks.get(block).is_none_or(|b| offset >= b.used) {
                 return Err(input.error(format!("a page at {offset:#x} is outside of its block")));
             }
-            let (content, cost) = if kind == ZERO {
-                (Page::Fill(input.u8()?), FILL_COST)
+            let fill = if kind == ZERO {
+                Some(input.u8()?)
             } else {
                 input.fill(&mut page)?;
-                if block == self.main {
-                    self.dropped += 1;
-                    continue;
-                }
-                (Page::Bytes(Box::new(page)), PAGE as u64 + FILL_COST)
+                None
             };
             if block == self.main {
-                self.dropped += 1;
+                self.passed += 1;
+                let at = FileOffset(offset);
+                let taken = match fill {
+                    Some(byte) => sink.fill(at, byte),
+                    None => sink.page(at, &page),
+                };
+                taken.map_err(|_| QemuError::SinkClosed)?;
             } else {
-                self.kept += cost;
-                if self.kept > KEPT_LIMIT {
-                    return Err(QemuError::TooLarge { limit: KEPT_LIMIT });
-                }
-                self.pages.insert((block, offset), content);
+                self.keep((block, offset), fill.map_or_else(|| Page::Bytes(Box::new(page)), Page::Fill))?;
             }
         }
         footer(input, self.id)
+    }
+
+    fn keep(&mut self, place: (usize, u64), page: Page) -> Result<()> {
+        let content = if matches!(page, Page::Fill(_)) { 0 } else { PAGE as u64 };
+        self.kept += content + FILL_COST;
+        if self.kept > KEPT_LIMIT {
+            return Err(QemuError::TooLarge { limit: KEPT_LIMIT });
+        }
+        self.pages.insert(place, page);
+        Ok(())
     }
 
     fn block<R: Read>(&mut self, input: &mut BigEndian<R>, same: bool) -> Result<usize> {

@@ -4,12 +4,14 @@ use super::devices::{Devices, Field, Section};
 use super::header::Header;
 use super::ram::RamSection;
 use super::reader::BigEndian;
+use super::sink::{Complete, PageSink, Unwanted};
 use super::{KEPT_LIMIT, part};
 use crate::error::{QemuError, Result};
 use std::io::{BufReader, Read, Write};
 
 /// QEMU 9 and later announce the switch-over by this command, without data.
 const SWITCHOVER_START: u16 = 11;
+const BUFFER: usize = 1 << 20;
 
 /// The state of every device and vCPU, and the memory of devices, but no page of the VM's RAM.
 #[derive(Clone, Debug)]
@@ -17,13 +19,30 @@ pub struct DeviceState {
     pub(crate) header: Header,
     pub(crate) ram: RamSection,
     switchover: bool,
+    /// Where the devices began in the stream.
+    base: u64,
     pub(crate) devices: Devices,
 }
 
 impl DeviceState {
     /// Reads a migration stream to its end. `main_block` is the RAM block whose pages are dropped.
     pub fn read(input: impl Read, main_block: &str) -> Result<Self> {
-        let mut input = BigEndian::new(BufReader::with_capacity(256 << 10, input));
+        Self::read_into(input, main_block, &mut Unwanted)
+    }
+
+    /// The same with the pages of `main_block`, which has `len` bytes, handed to `sink`: each at least once.
+    pub fn read_whole(input: impl Read, main_block: &str, len: u64, sink: &mut dyn PageSink) -> Result<Self> {
+        let mut complete = Complete::new(sink, len);
+        let state = Self::read_into(input, main_block, &mut complete)?;
+        let at = state.base;
+        match state.main_block() {
+            Some((_, used)) if used == len => complete.check(at).map(|()| state),
+            _ => Err(QemuError::Stream { at, why: format!("the main memory has not {len:#x} bytes") }),
+        }
+    }
+
+    fn read_into(input: impl Read, main_block: &str, sink: &mut dyn PageSink) -> Result<Self> {
+        let mut input = BigEndian::new(BufReader::with_capacity(BUFFER, input));
         let (header, mut kind) = Header::read(&mut input)?;
         if let Some(other) = header.capabilities.iter().find(|c| *c != "x-ignore-shared") {
             return Err(input.error(format!("the capability {other:?} is not supported")));
@@ -33,12 +52,13 @@ impl DeviceState {
         loop {
             match kind {
                 part::START if ram.is_none() => {
-                    ram = Some(RamSection::start(&mut input, main_block, header.ignores_shared())?);
+                    let addresses = header.ignores_shared();
+                    ram = Some(RamSection::start(&mut input, main_block, addresses, sink)?);
                 }
                 part::PART | part::END => {
                     ram.as_mut()
                         .ok_or_else(|| input.error("a section without a beginning"))?
-                        .more(&mut input)?;
+                        .more(&mut input, sink)?;
                 }
                 part::COMMAND => {
                     let (command, len) = (input.u16()?, input.u16()?);
@@ -57,7 +77,7 @@ impl DeviceState {
         let mut bytes = vec![part::FULL];
         bytes.extend(input.rest(KEPT_LIMIT.saturating_sub(ram.kept))?);
         let devices = Devices::parse(bytes, base)?;
-        let state = Self { header, ram, switchover, devices };
+        let state = Self { header, ram, switchover, devices, base };
         if let Some(block) = state.ram.shared_block() {
             return Err(QemuError::SharedBlock { block: block.name.clone() });
         }
@@ -79,10 +99,10 @@ impl DeviceState {
         self.ram.main_block().map(|b| (b.name.as_str(), b.used))
     }
 
-    /// How many page records of the main memory came with the stream and were dropped.
+    /// How many page records of the main memory came with the stream. None is kept.
     #[must_use]
-    pub fn dropped_pages(&self) -> u64 {
-        self.ram.dropped
+    pub fn passed_pages(&self) -> u64 {
+        self.ram.passed
     }
 
     /// Names of the device sections, with their instances.

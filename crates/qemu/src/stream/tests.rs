@@ -1,9 +1,9 @@
 //! Streams made by code: what is kept, what is dropped, and what is refused.
 
 use super::test_stream::{Fields, StreamBuilder, array, field, name, nested};
-use super::{Cleared, DeviceState};
+use super::{Cleared, DeviceState, PageSink, SinkClosed};
 use crate::error::QemuError;
-use elision_memory::Gva;
+use elision_memory::{FileOffset, Gva};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -152,12 +152,67 @@ fn main_memory_is_dropped_and_the_rest_is_kept() {
     let stream = machine(&[], true, 0);
     assert!(pages_of(&stream, SECRET) > 120, "the control: the stream has the pages");
     let state = read(&stream).unwrap();
-    assert_eq!(state.dropped_pages(), 3);
+    assert_eq!(state.passed_pages(), 3);
     assert_eq!(state.main_block(), Some((MAIN, 0x10000)));
     let out = plain(&state);
     assert!(pages_of(&out, SECRET) < 10, "only registers and queues are left");
     assert!(pages_of(&out, VIDEO) > 60);
     assert!(pages_of(&out, 2) > 60 && pages_of(&out, 1) == 0, "the last copy of a page wins");
+}
+
+/// Keeps the first byte of each page that comes, or closes after so many.
+struct Taken(Vec<(u64, u8)>, usize);
+
+impl PageSink for Taken {
+    fn page(&mut self, offset: FileOffset, bytes: &[u8; 4096]) -> Result<(), SinkClosed> {
+        assert!(bytes.iter().all(|b| *b == bytes[0]));
+        self.fill(offset, bytes[0])
+    }
+
+    fn fill(&mut self, offset: FileOffset, byte: u8) -> Result<(), SinkClosed> {
+        self.0.push((offset.0, byte));
+        if self.0.len() > self.1 { Err(SinkClosed) } else { Ok(()) }
+    }
+}
+
+/// A stream with these pages of a main memory of three, some as bytes and some as a filling.
+fn three_pages(pages: &[(u64, u8)]) -> Vec<u8> {
+    let mut records = vec![];
+    page(&mut records, 0, Some("bios"), Ok([1; 4096]));
+    for (offset, byte) in pages {
+        page(&mut records, *offset, Some(MAIN), if *byte < 128 { Err(*byte) } else { Ok([*byte; 4096]) });
+    }
+    let blocks = [(MAIN, 0x3000), ("bios", 0x1000)];
+    StreamBuilder::head(&[]).ram(&blocks, false, &records).device("d", 0, &[field("f", &[1])], None).finish()
+}
+
+#[test]
+fn main_memory_goes_to_the_sink_in_its_order() {
+    let sent = [(0x2000, 200), (0, 0), (0x1000, 201), (0x2000, 3)];
+    let mut taken = Taken(vec![], usize::MAX);
+    let state = DeviceState::read_whole(&three_pages(&sent)[..], MAIN, 0x3000, &mut taken).unwrap();
+    assert_eq!(taken.0, sent);
+    assert_eq!(pages_of(&plain(&state), 200), 0, "nothing of it is kept");
+}
+
+#[test]
+fn memory_that_is_not_whole_is_refused() {
+    let read = |sent: &[(u64, u8)], len| {
+        let mut taken = Taken(vec![], 5);
+        DeviceState::read_whole(&three_pages(sent)[..], MAIN, len, &mut taken).map(drop)
+    };
+    let all = [(0, 1), (0x1000, 1), (0x2000, 1)];
+    read(&all, 0x3000).unwrap();
+    for (sent, len, why) in [
+        (&all[..2], 0x3000, "1 pages of the main memory never came"),
+        (&[all[0], all[0], all[2]], 0x3000, "1 pages of the main memory never came"),
+        (&all, 0x4000, "has not 0x4000 bytes"),
+        (&all, 0x2000, "has not 0x2000 bytes"),
+        (&all.repeat(2), 0x3000, "cannot be taken over"),
+    ] {
+        let error = read(sent, len).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
 }
 
 #[test]

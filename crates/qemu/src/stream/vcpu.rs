@@ -6,7 +6,7 @@ use crate::error::Result;
 use elision_memory::Gva;
 
 /// `CR0.PE`: protected mode.
-const PROTECTED: u64 = 1;
+pub(crate) const PROTECTED: u64 = 1;
 /// Where a segment's cached flags hold its privilege level.
 const DPL_SHIFT: u32 = 13;
 

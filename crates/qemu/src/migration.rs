@@ -1,0 +1,202 @@
+//! One migration through a pipe, from `migrate` to its end.
+//!
+//! ```text
+//! getfd ─> migrate fd: ──pipe──> a thread that reads the stream
+//!   meanwhile: query-migrate until completed
+//! ```
+//! If anything fails, the migration is cancelled, but for a snapshot, which is read to its end
+//! ([`guardian`](crate::guardian) tells why).
+
+use crate::error::{QemuError, Result};
+use crate::guardian::Guardian;
+use crate::qmp::Qmp;
+use crate::stream::{DeviceState, PageSink, SinkClosed};
+use crate::vm::run_state;
+use elision_memory::{FileOffset, PAGE_SIZE};
+use serde_json::json;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A stream that stands still for this long is given up: QEMU's fault, or a disk that takes no more.
+const STALL_LIMIT: Duration = Duration::from_secs(60);
+/// Between two questions how it goes.
+const LONGEST_BREAK: Duration = Duration::from_millis(4);
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+const PIPE_SIZE: usize = 1 << 20;
+const FD_NAME: &str = "elision-state";
+/// How often the first page is looked for, and after how many looks QEMU is asked how it goes.
+const LOOK: Duration = Duration::from_micros(500);
+const LOOKS: u32 = 20;
+
+/// How far the reading thread is.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    bytes: AtomicU64,
+    memory: AtomicBool,
+}
+
+/// Runs a migration. `read` reads the stream in a thread of its own; `during` follows it, to its end. That of a
+/// snapshot has a guardian.
+pub(crate) fn receive<T>(
+    qmp: &mut Qmp,
+    guardian: Option<&Guardian>,
+    read: impl FnOnce(Counted<'_>) -> Result<DeviceState> + Send,
+    during: impl FnOnce(&mut Qmp, &Progress) -> Result<T>,
+) -> Result<(DeviceState, T)> {
+    let (read_end, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(QemuError::os("make a pipe for the device state"))?;
+    // A larger pipe only saves time.
+    let _ = rustix::pipe::fcntl_setpipe_size(&write_end, PIPE_SIZE);
+    if let Some(guardian) = guardian {
+        guardian.hold(read_end.as_fd())?;
+    }
+    qmp.execute_with_descriptor("getfd", json!({"fdname": FD_NAME}), write_end.as_fd())?;
+    drop(write_end);
+    let progress = &Progress::default();
+    std::thread::scope(|scope| {
+        let mut pipe = File::from(read_end);
+        let reader = scope.spawn(move || {
+            let state = read(Counted { pipe: &pipe, progress });
+            if guardian.is_some() {
+                let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+            }
+            // The pipe is closed now, so that a QEMU with more to say fails instead of hanging.
+            state
+        });
+        let sent = qmp.execute("migrate", json!({"uri": format!("fd:{FD_NAME}")})).map(drop);
+        let sent = match sent {
+            Ok(()) => during(qmp, progress),
+            Err(e) => {
+                // The descriptor still waits in QEMU under its name; closing it ends the reader.
+                let _ = qmp.execute("closefd", json!({"fdname": FD_NAME}));
+                Err(e)
+            }
+        };
+        if sent.is_err() && guardian.is_none() {
+            if let Err(e) = cancel(qmp) {
+                tracing::warn!("cannot cancel the migration: {e}");
+            }
+        }
+        let read = reader.join().unwrap_or_else(|_| {
+            Err(QemuError::Migration { why: "the thread that reads the stream died".into() })
+        });
+        match (sent, read) {
+            (Ok(done), read) => read.map(|state| (state, done)),
+            // A stream that cannot be read is why QEMU could not go on writing it.
+            (Err(_), Err(e)) if !matches!(e, QemuError::Truncated { .. }) => Err(e),
+            (Err(e), _) => Err(e),
+        }
+    })
+}
+
+/// A stream whose bytes are counted.
+pub(crate) struct Counted<'a> {
+    pipe: &'a File,
+    pub(crate) progress: &'a Progress,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.pipe.read(out)?;
+        self.progress.bytes.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// A sink that tells when the first page comes.
+pub(crate) struct Watched<'a> {
+    pub(crate) sink: &'a mut dyn PageSink,
+    pub(crate) progress: &'a Progress,
+}
+
+impl Watched<'_> {
+    fn see(&self) {
+        self.progress.memory.store(true, Ordering::Release);
+    }
+}
+
+impl PageSink for Watched<'_> {
+    fn page(&mut self, offset: FileOffset, bytes: &[u8; PAGE_SIZE]) -> Result<(), SinkClosed> {
+        self.see();
+        self.sink.page(offset, bytes)
+    }
+
+    fn fill(&mut self, offset: FileOffset, byte: u8) -> Result<(), SinkClosed> {
+        self.see();
+        self.sink.fill(offset, byte)
+    }
+}
+
+/// Waits for the first page of the main memory. Before it comes, QEMU may have to fill in all of the memory.
+pub(crate) fn wait_for_memory(qmp: &mut Qmp, progress: &Progress) -> Result<()> {
+    let mut look = 1_u32;
+    while !progress.memory.load(Ordering::Acquire) {
+        // Without a page there was no stream that could be read.
+        if look % LOOKS == 0 && is_completed(qmp)? {
+            break;
+        }
+        look = look.wrapping_add(1);
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Waits for the end, however long it takes: a snapshot is not cancelled.
+pub(crate) fn wait_patiently(qmp: &mut Qmp) -> Result<()> {
+    while !is_completed(qmp)? {
+        std::thread::sleep(LONGEST_BREAK);
+    }
+    Ok(())
+}
+
+/// Waits for the end, but not for a stream that stands still.
+pub(crate) fn wait(qmp: &mut Qmp, progress: &Progress) -> Result<()> {
+    let mut pause = Duration::from_millis(1);
+    let mut seen = (0, Instant::now());
+    while !is_completed(qmp)? {
+        let now = progress.bytes.load(Ordering::Relaxed);
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        } else if seen.1.elapsed() > STALL_LIMIT {
+            let why = format!("nothing came for {} s", STALL_LIMIT.as_secs());
+            return Err(QemuError::Migration { why });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_BREAK);
+    }
+    Ok(())
+}
+
+fn is_completed(qmp: &mut Qmp) -> Result<bool> {
+    let info = qmp.execute("query-migrate", json!({}))?;
+    match info["status"].as_str().unwrap_or_default() {
+        "completed" => Ok(true),
+        status @ ("failed" | "cancelled" | "cancelling") => {
+            let why = info["error-desc"].as_str().unwrap_or(status).to_string();
+            Err(QemuError::Migration { why })
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Ends a migration that may be going on, and waits until it has ended.
+pub(crate) fn cancel(qmp: &mut Qmp) -> Result<()> {
+    let deadline = Instant::now() + CANCEL_LIMIT;
+    while is_migrating(qmp)? {
+        if Instant::now() > deadline {
+            return Err(QemuError::Migration { why: "it does not end after being cancelled".into() });
+        }
+        qmp.execute("migrate_cancel", json!({}))?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+pub(crate) fn is_migrating(qmp: &mut Qmp) -> Result<bool> {
+    let info = qmp.execute("query-migrate", json!({}))?;
+    let ended = matches!(info["status"].as_str(), None | Some("none" | "completed" | "failed" | "cancelled"));
+    Ok(!ended || run_state(qmp)?.name == "finish-migrate")
+}

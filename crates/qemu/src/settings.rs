@@ -1,0 +1,120 @@
+//! QEMU's settings for migrations: remembered, changed for a capture, put back.
+
+use crate::error::Result;
+use crate::qmp::Qmp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+const IGNORE_SHARED: &str = "x-ignore-shared";
+const SNAPSHOT: &str = "background-snapshot";
+/// Other capabilities under which the stream has another form, other content or another way.
+const DISTURBING: [&str; 20] = [
+    "auto-converge",
+    "block",
+    "compress",
+    "dirty-bitmaps",
+    "late-block-activate",
+    "mapped-ram",
+    "multifd",
+    "pause-before-switchover",
+    "postcopy-blocktime",
+    "postcopy-preempt",
+    "postcopy-ram",
+    "rdma-pin-all",
+    "release-ram",
+    "return-path",
+    "switchover-ack",
+    "validate-uuid",
+    "x-colo",
+    "xbzrle",
+    "zero-blocks",
+    "zero-copy-send",
+];
+
+/// What a capture wants of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Devices only: the RAM is read from its file.
+    Devices,
+    /// Devices and RAM of a VM that stands still.
+    Whole,
+    /// Devices and RAM of one moment of a VM that runs on.
+    Snapshot,
+}
+
+impl Form {
+    /// The capability that brings it about.
+    fn capability(self) -> Option<&'static str> {
+        match self {
+            Self::Devices => Some(IGNORE_SHARED),
+            Self::Whole => None,
+            Self::Snapshot => Some(SNAPSHOT),
+        }
+    }
+}
+
+/// Settings of QEMU's migration that a capture changes, as they were before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationSettings {
+    /// Capabilities that matter, and whether they are on.
+    capabilities: BTreeMap<String, bool>,
+    max_bandwidth: Option<u64>,
+}
+
+impl MigrationSettings {
+    /// The settings as they are.
+    pub(crate) fn read(qmp: &mut Qmp) -> Result<Self> {
+        let list = qmp.execute("query-migrate-capabilities", json!({}))?;
+        let mut capabilities = BTreeMap::new();
+        for c in list.as_array().map(Vec::as_slice).unwrap_or_default() {
+            if let (Some(name), Some(on)) = (c["capability"].as_str(), c["state"].as_bool()) {
+                if [IGNORE_SHARED, SNAPSHOT].contains(&name) || DISTURBING.contains(&name) {
+                    capabilities.insert(name.to_string(), on);
+                }
+            }
+        }
+        let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
+        Ok(Self { capabilities, max_bandwidth: parameters["max-bandwidth"].as_u64() })
+    }
+
+    /// The same settings as a capture needs them.
+    pub(crate) fn for_capture(&self, form: Form) -> Self {
+        let is_on = |name: &String| form.capability() == Some(name.as_str());
+        let capabilities = self.capabilities.keys().map(|name| (name.clone(), is_on(name))).collect();
+        Self { capabilities, max_bandwidth: self.max_bandwidth.map(|_| 0) }
+    }
+
+    /// Whether this QEMU can take the stream in this form at all.
+    pub(crate) fn knows(&self, form: Form) -> bool {
+        form.capability().is_none_or(|name| self.capabilities.contains_key(name))
+    }
+
+    /// Makes the settings these, changing only what differs from `now`.
+    pub(crate) fn apply(&self, qmp: &mut Qmp, now: &Self) -> Result<()> {
+        let differs = |(name, on): &(&String, &bool)| now.capabilities.get(*name) != Some(*on);
+        let list = self.capabilities.iter().filter(differs);
+        let list: Vec<Value> = list.map(|(name, on)| json!({"capability": name, "state": on})).collect();
+        let capabilities = set_capabilities(qmp, &list);
+        let bandwidth = match self.max_bandwidth {
+            Some(limit) if now.max_bandwidth != Some(limit) => {
+                qmp.execute("migrate-set-parameters", json!({"max-bandwidth": limit})).map(drop)
+            }
+            _ => Ok(()),
+        };
+        capabilities.and(bandwidth)
+    }
+
+    /// Puts the settings back to these, whatever they are now.
+    pub(crate) fn put_back(&self, qmp: &mut Qmp) -> Result<()> {
+        let now = Self::read(qmp)?;
+        self.apply(qmp, &now)
+    }
+}
+
+fn set_capabilities(qmp: &mut Qmp, list: &[Value]) -> Result<()> {
+    if list.is_empty() {
+        return Ok(());
+    }
+    qmp.execute("migrate-set-capabilities", json!({"capabilities": list})).map(drop)
+}
