@@ -6,6 +6,7 @@
 //! - [`PageTables`]: x86-64 four- and five-level translation and bounded walks.
 
 mod address;
+mod error;
 mod extents;
 mod layout;
 mod mapping;
@@ -15,7 +16,8 @@ mod process;
 mod ram;
 
 pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
+pub use error::MemoryError;
 pub use layout::{LayoutError, RamLayout, RamRegion};
 pub use page_table::{Budget, Leaf, LeafSize, Node, PageTables, Translation, WalkError};
 pub use process::ProcessRam;
-pub use ram::{MemoryError, Ram};
+pub use ram::Ram;

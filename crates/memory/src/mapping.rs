@@ -1,4 +1,4 @@
-//! Read access to memory that another process may be writing: all unsafe code of this crate.
+//! Read access to memory that another process may be writing, or has: all unsafe code of this crate.
 //!
 //! A VM's RAM file is mapped shared while its VM runs, so no Rust reference into the mapping may
 //! exist: bytes are copied out through raw pointers, and what was copied may be torn. Callers
@@ -94,36 +94,6 @@ impl Mapping {
         true
     }
 
-    /// Overwrites bytes of a sparse mapping with those at an address of another process.
-    pub(crate) fn fill_from(
-        &self,
-        pid: i32,
-        mut address: usize,
-        offset: usize,
-        len: usize,
-    ) -> io::Result<()> {
-        if !self.holds(offset, len) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut done = 0;
-        while done < len {
-            // SAFETY: `done` is below `len`, so this is inside the mapping, as just checked.
-            let to = unsafe { self.map.as_mut_ptr().add(offset + done) };
-            let local = libc::iovec { iov_base: to.cast(), iov_len: len - done };
-            let remote =
-                libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: len - done };
-            // SAFETY: the kernel writes at most `len - done` bytes at `to`, inside of a mapping that is writable
-            // as in `fill`. The other address is never used here: a bad one is an error.
-            let n = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
-            match usize::try_from(n) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => (done, address) = (done + n, address.wrapping_add(n)),
-                Err(_) => return Err(io::Error::last_os_error()),
-            }
-        }
-        Ok(())
-    }
-
     /// Gives the room of a sparse mapping back: it is zeroed.
     pub(crate) fn empty(&self) -> io::Result<()> {
         // SAFETY: no reference into the mapping exists, and its owner expects zeros from now on.
@@ -139,4 +109,23 @@ impl Mapping {
     fn holds(&self, offset: usize, len: usize) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.map.len())
     }
+}
+
+/// Copies memory of another process. An address that it has not mapped is an error.
+pub(crate) fn read_process(pid: i32, address: usize, out: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let from = std::ptr::without_provenance_mut(address.wrapping_add(done));
+        let remote = libc::iovec { iov_base: from, iov_len: rest.len() };
+        let local = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+        // SAFETY: the kernel writes at most `rest.len()` bytes to `rest`, which is borrowed mutably meanwhile.
+        // The other address is never used here.
+        let n = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+        match usize::try_from(n) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => done += n,
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@
 
 use crate::PAGE_SIZE;
 use crate::extents::extents;
-use crate::mapping::Mapping;
+use crate::mapping::read_process;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -52,25 +52,21 @@ impl Source {
         Ok(Self { pid, address, file: ram.file, pagemap })
     }
 
-    /// Copies what the process has at `offset` to the same place of a mapping. `zeroed` says that the mapping
-    /// is zero there. Both numbers are multiples of the page size.
-    pub(crate) fn fill(&self, mapping: &Mapping, offset: usize, len: usize, zeroed: bool) -> io::Result<()> {
+    /// Copies what the process has at `offset`, whole pages of it.
+    pub(crate) fn read(&self, offset: usize, mut out: &mut [u8]) -> io::Result<()> {
         let mut at = offset;
-        for run in self.pages(offset, len)?.chunk_by(|a, b| a == b) {
-            let len = run.len() * PAGE_SIZE;
+        for run in self.pages(offset, out.len())?.chunk_by(|a, b| a == b) {
+            let (part, rest) = out.split_at_mut(out.len().min(run.len() * PAGE_SIZE));
             if run.first() == Some(&true) {
                 let address = self.address.checked_add(at).ok_or(io::ErrorKind::InvalidInput)?;
-                mapping.fill_from(self.pid, address, at, len)?;
-            } else if self.file.is_some() || !zeroed {
-                let mut bytes = vec![0; len];
-                if let Some(file) = &self.file {
-                    file.read_exact_at(&mut bytes, at as u64)?;
-                }
-                if !mapping.fill(at, &bytes) {
-                    return Err(io::ErrorKind::InvalidInput.into());
-                }
+                read_process(self.pid, address, part)?;
+            } else if let Some(file) = &self.file {
+                file.read_exact_at(part, at as u64)?;
+            } else {
+                part.fill(0);
             }
-            at += len;
+            at += part.len();
+            out = rest;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Guest RAM to read: of a running VM through its shared RAM file or through its process, or of a file at rest.
 
+use crate::error::MemoryError;
 use crate::extents::{extents, whole};
 use crate::mapping::Mapping;
 use crate::mirror::Mirror;
@@ -8,58 +9,11 @@ use crate::{FileOffset, Gfn, Gpa, PAGE_SIZE, RamLayout};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use thiserror::Error;
-
-/// Why guest memory could not be read.
-#[derive(Debug, Error)]
-pub enum MemoryError {
-    /// The range is not RAM, or runs out of it.
-    #[error("Guest-physical {gpa} with {len} bytes is not RAM")]
-    NotRam {
-        /// First address asked for.
-        gpa: Gpa,
-        /// Bytes asked for.
-        len: usize,
-    },
-    /// The RAM file is shorter than the layout says.
-    #[error("The RAM file has {found:#x} bytes, but the RAM layout needs {needed:#x}")]
-    Short {
-        /// Length of the file.
-        found: u64,
-        /// Length needed by the layout.
-        needed: u64,
-    },
-    /// The operating system refused.
-    #[error("Cannot map the RAM file")]
-    Map(#[from] io::Error),
-    /// Another process's memory may not be read.
-    #[error(
-        "The memory of process {pid} may not be read: run as root, or as the same user where kernel.yama.ptrace_scope is 0"
-    )]
-    Forbidden {
-        /// The process.
-        pid: u32,
-    },
-    /// The process that had the memory is gone.
-    #[error("Process {pid}, whose memory was read, has ended")]
-    Ended {
-        /// The process.
-        pid: u32,
-    },
-    /// Another process's memory could not be read.
-    #[error("Cannot read the memory of process {pid}")]
-    Process {
-        /// The process.
-        pid: u32,
-        /// What the operating system said.
-        source: io::Error,
-    },
-}
 
 /// All RAM of one guest, by guest-physical address.
 #[derive(Debug)]
 pub struct Ram {
-    mapping: Mapping,
+    pub(crate) mapping: Mapping,
     layout: RamLayout,
     file: Option<File>,
     mirror: Option<Mirror>,
@@ -124,10 +78,11 @@ impl Ram {
     pub fn read(&self, gpa: Gpa, out: &mut [u8]) -> Result<(), MemoryError> {
         let len = out.len();
         let at = self.position(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
-        if !self.is_here(at, len) {
-            self.check()?;
+        if self.copy(at, out) {
+            return Ok(());
         }
-        if self.mapping.read(at, out) { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
+        self.check()?;
+        Err(MemoryError::NotRam { gpa, len })
     }
 
     /// Copies one frame out.
@@ -140,14 +95,14 @@ impl Ram {
     #[inline]
     pub fn word(&self, gpa: Gpa) -> Option<u64> {
         let at = self.position(gpa, 8)?;
-        if self.is_here(at, 8) { self.mapping.word(at) } else { None }
+        let is_here = self.mirror.as_ref().is_none_or(|mirror| mirror.bring(&self.mapping, at, 8));
+        if is_here { self.mapping.word(at) } else { None }
     }
 
     /// Copies bytes out of the RAM file by its own offsets; `false` past its end, or if they cannot be read.
     #[must_use]
     pub fn read_file(&self, offset: FileOffset, out: &mut [u8]) -> bool {
-        let at = usize::try_from(offset.0);
-        at.is_ok_and(|at| self.is_here(at, out.len()) && self.mapping.read(at, out))
+        usize::try_from(offset.0).is_ok_and(|at| self.copy(at, out))
     }
 
     /// Length of the RAM file in bytes.
@@ -187,12 +142,23 @@ impl Ram {
     }
 
     /// Every frame that may hold data, by the order of the RAM file.
+    ///
+    /// Whoever looks at all of them would have a copy of a whole process's memory in the end, so what was read is
+    /// [released](Ram::release) now and then.
     pub fn populated_frames(&self) -> impl Iterator<Item = Gfn> + '_ {
         const PAGE: u64 = PAGE_SIZE as u64;
-        self.populated().into_iter().flat_map(move |part| {
+        const MOST: u64 = (256 << 20) / PAGE;
+        let mut seen = 0;
+        let frames = self.populated().into_iter().flat_map(move |part| {
             (part.start.0 / PAGE..part.end.0.div_ceil(PAGE))
                 .filter_map(|page| self.layout.gpa_of(FileOffset(page * PAGE)))
                 .map(Gpa::gfn)
+        });
+        frames.inspect(move |_| {
+            seen += 1;
+            if seen % MOST == 0 {
+                self.release();
+            }
         })
     }
 
@@ -207,10 +173,12 @@ impl Ram {
         if self.mapping.write(at, bytes) { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
     }
 
-    /// Whether bytes of the RAM file are in the mapping, where they are brought if need be.
     #[inline]
-    fn is_here(&self, at: usize, len: usize) -> bool {
-        self.mirror.as_ref().is_none_or(|mirror| mirror.bring(&self.mapping, at, len))
+    fn copy(&self, at: usize, out: &mut [u8]) -> bool {
+        match &self.mirror {
+            Some(mirror) => mirror.read(&self.mapping, at, out),
+            None => self.mapping.read(at, out),
+        }
     }
 
     #[inline]
