@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use elision_kernel::{Kernel, KernelError, ProfileCache};
 use elision_memory::{Gpa, Gva, Ram};
-use elision_plan::{Options, VcpuState};
+use elision_plan::{Options, Selection, VcpuState, plan};
 use elision_policy::{Dependents, KernelLog, Policy};
 use elision_qemu::{DeviceState, Guardian, QemuError, Registers, Vm};
 use std::io;
@@ -139,6 +139,20 @@ pub(crate) fn vcpu_states_of(kernel: &Kernel<'_>, vcpus: &[Registers]) -> Result
         })
     });
     states.collect()
+}
+
+/// Plans for a running VM whose memory is copied as it is read, and forgets the plan: the copy then has its room
+/// before the VM is stopped, where taking it would be most of the time that reading takes.
+pub(crate) fn rehearse(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) {
+    if vm.shares_ram() {
+        return;
+    }
+    kernel.ram().refresh();
+    let seen = vm.registers().map_err(Failure::from);
+    let Ok(vcpus) = seen.and_then(|seen| vcpu_states_of(kernel, &seen)) else { return };
+    let planned =
+        Selection::of(kernel, policy).and_then(|chosen| plan(kernel, &chosen, &vcpus, options(policy, true)));
+    tracing::debug!(error = ?planned.err(), "rehearsed");
 }
 
 /// The page tables that saved vCPUs used.

@@ -6,7 +6,7 @@ use elision_qemu::Vm;
 use elision_testbed::{Guest, GuestOptions, RamMode, Spawn};
 use serde_json::Value;
 use std::process::Command;
-use support::{Images, elision, json, refuses, restore, save};
+use support::{Images, copies, elision, json, refuses, restore, save};
 
 /// Memory of QEMU that looking at it may take, in KiB: buffers of its own, for the answers that it gives.
 const ROOM: u64 = 16 << 10;
@@ -178,6 +178,17 @@ fn huge_pages_of_the_host_are_read_and_not_taken() {
         let found = frames(&look_at(&mut guest, backend));
         assert!(found.0 >= PLANTED && found.1 > 0, "{backend}: {found:?}");
         assert_eq!(free().expect("huge pages"), before, "{backend}: looking took huge pages");
+        if backend.ends_with("share=on") {
+            let images = Images::new();
+            let image = images.path("image");
+            json(&mut save(&guest, &image, &["uid=1234"]));
+            let found = copies(&image, &["victim", "bystander"]);
+            assert!(found[0] == 0 && found[1] > 1000, "{backend}: {found:?}");
+            assert_eq!(free().expect("huge pages"), before, "{backend}: a save took huge pages");
+            drop(guest);
+            let mut restored = restore(&options, &image);
+            assert!(restored.control().health(1).expect("it answers").errors.is_empty(), "{backend}");
+        }
     }
 }
 

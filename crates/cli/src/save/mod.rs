@@ -19,7 +19,7 @@ use crate::args::SaveArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::session::{Session, open_kernel};
+use crate::session::{Session, open_kernel, rehearse};
 use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, Way, partial_path, timestamp};
 use elision_plan::Selection;
 use elision_qemu::Vm;
@@ -64,6 +64,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     if let Err(error) = ram.prefault() {
         tracing::debug!(%error, "memory is mapped as it is read, in the pause");
     }
+    rehearse(&mut vm, &kernel, &policy);
     let task = Task { kernel: &kernel, policy: &policy, way, threads: threads(args) };
     let captured = pause::capture(&mut vm, &task, &mut writer);
     bar.finish_and_clear();

@@ -156,7 +156,7 @@ struct Copied {
 
 /// What is known of the vCPUs before memory is copied. A stream has them at its end.
 enum Vcpus {
-    Sent(DeviceState),
+    Sent(Box<DeviceState>),
     Seen(Vec<Registers>),
 }
 
@@ -178,7 +178,7 @@ fn still(
     let (vcpus, states) = if task.way == Way::Shared {
         let state = vm.device_state()?;
         let states = vcpu_states(&state)?;
-        (Vcpus::Sent(state), states)
+        (Vcpus::Sent(Box::new(state)), states)
     } else {
         let seen = vm.registers()?;
         let states = vcpu_states_of(task.kernel, &seen)?;
@@ -194,7 +194,7 @@ fn still(
     let sent = match vcpus {
         Vcpus::Sent(state) => {
             let ram = writer.write_ram(ram, &outcome.plan, task.threads)?;
-            Sent { state, ram, resumed: None }
+            Sent { state: *state, ram, resumed: None }
         }
         Vcpus::Seen(seen) => {
             vm.check_still()?;

@@ -5,7 +5,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 use crate::relations;
-use crate::session::{Session, open_kernel, options, vcpu_states, vcpu_states_of, while_paused};
+use crate::session::{Session, open_kernel, options, rehearse, vcpu_states, vcpu_states_of, while_paused};
 use crate::summary;
 use crate::text::{count, or_dash, printable, size};
 use elision_image::Guest;
@@ -92,6 +92,9 @@ pub(crate) fn run(args: &PlanArgs, out: &mut Output) -> Result<Exit, Failure> {
 
 fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Failure> {
     let runs = vm.status()?.running;
+    if runs {
+        rehearse(vm, kernel, policy);
+    }
     let begin = Instant::now();
     for looks in 1.. {
         let (answer, pause) = while_paused(vm, |vm| {
