@@ -19,7 +19,7 @@ fn asked(verb: &str, guest: &Guest) -> Command {
     command
 }
 
-/// The same facts of each process, by the guest and by `elision ps`.
+/// Of a process: id, parent, user, name, program, number of threads.
 type Facts = (u64, u64, u64, String, String, u64);
 
 fn by_guest(guest: &mut Guest) -> Vec<Facts> {
@@ -101,7 +101,7 @@ fn close(a: u64, b: u64) -> bool {
 #[test]
 fn any_ram_is_read_as_shared_ram_is() {
     let modes = [
-        ("shared", GuestOptions::new("6.12")),
+        ("shared", GuestOptions::new("6.12").ram(RamMode::Shared)),
         ("plain", GuestOptions::new("6.12").ram(RamMode::Plain)),
         ("plain, pc", GuestOptions::new("6.12").ram(RamMode::Plain).pc()),
         ("ram", GuestOptions::new("6.12").ram(RamMode::Backend("memory-backend-ram"))),
