@@ -81,7 +81,7 @@ pub enum QemuError {
     },
     /// The VM's RAM is private to its QEMU.
     #[error(
-        "The VM's RAM {block:?} is not shared, so it cannot be saved. Start the VM by \
+        "The VM's RAM {block:?} is not one shared file. To have one, start the VM by \
          `elision run -- QEMU COMMAND`, or add to its command: \
          -object memory-backend-file,id=pc.ram,size=SIZE,mem-path=/dev/shm/NAME,share=on \
          -machine memory-backend=pc.ram"
