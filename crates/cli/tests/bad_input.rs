@@ -254,14 +254,20 @@ impl Firmware {
         self.folder.path().join("qmp")
     }
 
-    fn refuses(&self, parts: &[&str]) {
+    /// Every verb says so, and the VM runs on.
+    fn has_no_kernel(&self) {
+        const WORDS: [&str; 3] =
+            ["No running Linux kernel was found", "boot loader", "wait until it has booted"];
         let images = Images::new();
         let image = images.path("vm.elision");
-        let mut command = elision();
-        refuses(command.arg("save").arg("--qmp").arg(self.socket()).arg(&image), 4, parts);
-        refuses(elision().arg("ps").arg("--qmp").arg(self.socket()), 4, parts);
+        for way in [&[][..], &["--live"]] {
+            let mut command = elision();
+            command.arg("save").args(way).arg("--qmp").arg(self.socket()).arg(&image);
+            refuses(&mut command, 4, &WORDS);
+        }
+        refuses(elision().arg("ps").arg("--qmp").arg(self.socket()), 4, &WORDS);
         let mut plan = elision();
-        refuses(plan.args(["plan", "--exclude", "uid=7", "--qmp"]).arg(self.socket()), 4, parts);
+        refuses(plan.args(["plan", "--exclude", "uid=7", "--qmp"]).arg(self.socket()), 4, &WORDS);
         assert_eq!(images.names(), Vec::<String>::new());
         let mut qmp = Qmp::connect(&self.socket()).expect("the socket is free");
         let status = qmp.execute("query-status", object!({})).expect("a status");
@@ -278,8 +284,6 @@ impl Drop for Firmware {
 
 #[test]
 fn a_guest_in_its_firmware_has_no_kernel() {
-    for shared in [true, false] {
-        let words = ["No running Linux kernel was found", "boot loader", "wait until it has booted"];
-        Firmware::start(shared).refuses(&words);
-    }
+    Firmware::start(true).has_no_kernel();
+    Firmware::start(false).has_no_kernel();
 }
