@@ -1,6 +1,6 @@
 //! Measures how fast RAM is written: `write_speed DIR MIB THREADS`, source on /dev/shm, target in DIR.
 
-use elision_image::{Completeness, Files, Guest, ImageWriter, Manifest, Times, Vmm, timestamp};
+use elision_image::{Completeness, Files, Guest, ImageWriter, Manifest, Times, Vmm, Way, timestamp};
 use elision_memory::{Ram, RamLayout};
 use elision_plan::{Plan, PlanSummary};
 use std::error::Error;
@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             plan: PlanSummary::default(),
             completeness: Completeness::Complete,
             times: Times::default(),
+            way: Way::Shared,
             files: Files::default(),
         };
         writer.finish(manifest, &|_| ())?;
