@@ -184,7 +184,7 @@ fn full_disk(scene: &mut Scene) {
         command.args(["--exclude", "uid=1234"]).arg(&image);
         command
     };
-    let parts = ["No room for", "ram.img", "bytes", "were written"];
+    let parts = ["No room for", "ram.img", "bytes", "more than the disk"];
     let may_mount = Command::new("unshare")
         .args(["--mount", "mount", "-t", "tmpfs", "none"])
         .arg(&disk)

@@ -1,4 +1,4 @@
-//! Measures how fast RAM is written: `write_speed DIR MIB THREADS`, source on /dev/shm, target in DIR.
+//! Measures how fast RAM is copied and written: `write_speed DIR MIB THREADS`, source on /dev/shm, target in DIR.
 
 use elision_image::{Completeness, Files, Guest, ImageWriter, Manifest, Times, Vmm, Way, timestamp};
 use elision_memory::{Ram, RamLayout};
@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for round in 0..3 {
         let target = Path::new(&dir).join(format!("write-speed-{}-{round}", std::process::id()));
         let mut writer = ImageWriter::create(&target)?;
+        writer.make_room(&ram, &Plan::default())?;
         let start = Instant::now();
         let stats = writer.write_ram(&ram, &Plan::default(), threads)?;
         let ram_time = start.elapsed().as_secs_f64();
@@ -52,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         writer.finish(manifest, &|_| ())?;
         let mib = |bytes: u64| f64::from(u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
         println!(
-            "{threads} threads: {:.0} MiB of RAM, {:.0} MiB written in {:.0} ms = {:.0} MiB/s of RAM; checksums and sync {:.0} ms",
+            "{threads} threads: {:.0} MiB of RAM, {:.0} MiB copied in {:.0} ms = {:.0} MiB/s of RAM; write, checksums and sync {:.0} ms",
             mib(stats.ram),
             mib(stats.written),
             ram_time * 1e3,

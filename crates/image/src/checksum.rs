@@ -98,7 +98,8 @@ fn hash_range(file: &File, range: Range<u64>) -> io::Result<Hash> {
     Ok(hasher.finalize())
 }
 
-fn zeros(len: u64) -> Hash {
+/// Hash of so many zeros.
+pub(crate) fn zeros(len: u64) -> Hash {
     let (mut hasher, buf, mut left) = (blake3::Hasher::new(), vec![0; BUFFER], len);
     while left > 0 {
         let part = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);

@@ -32,16 +32,14 @@ pub enum ImageError {
     Foreign(PathBuf),
     /// There was no room.
     #[error(
-        "No room for {path}: the RAM to be saved is up to {needed} bytes, and {written} were written \
-         before the disk, the quota or the file size limit was exhausted"
+        "No room for {path}: the RAM to be saved takes up to {needed} bytes, more than the disk, the quota or the \
+         file size limit allows"
     )]
     DiskFull {
         /// The file.
         path: PathBuf,
-        /// Most bytes that RAM can take: what is populated and not dropped.
+        /// Most bytes that RAM can take.
         needed: u64,
-        /// Bytes written until then.
-        written: u64,
     },
     /// The operating system refused.
     #[error("Cannot {action} {path}")]
@@ -132,9 +130,9 @@ impl ImageError {
     }
 
     /// The same with the room that was needed, when there was too little of it.
-    pub(crate) fn or_full(self, needed: u64, written: u64) -> Self {
+    pub(crate) fn or_full(self, needed: u64) -> Self {
         match self {
-            Self::Io { path, source, .. } if is_full(&source) => Self::DiskFull { path, needed, written },
+            Self::Io { path, source, .. } if is_full(&source) => Self::DiskFull { path, needed },
             other => other,
         }
     }

@@ -14,13 +14,16 @@
 //! Limits: `manifest.json` 16 MiB, `state.bin` 1 GiB, `exclusions.bin` as in its module.
 
 mod checksum;
+mod drain;
 mod error;
 mod exclusions;
 mod manifest;
 mod partial;
 mod ram_writer;
 mod reader;
+mod room;
 mod stream_writer;
+mod tasks;
 mod verify;
 mod writer;
 

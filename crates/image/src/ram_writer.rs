@@ -1,28 +1,31 @@
-//! Guest RAM to `ram.img`: what the plan drops is never read, what it changes is changed in a buffer
-//! between reading and writing, so nothing excluded reaches a file.
+//! Guest RAM out of the VM while it stands still: what the plan drops is never read, what it changes is changed in
+//! a buffer on the way, so nothing excluded is in the copy.
 //!
 //! ```text
-//! RAM file   [data][hole][data .............][hole]     asked once, up front
-//! tasks      [t0  ]      [t1      ][t2      ]           at most 4 MiB, within a region, without drops and late
-//! a task     read 256 KiB -> apply edits -> skip zero pages -> one write for each run of others
+//! a task     read 256 KiB -> apply edits -> skip zero pages -> each run of others to the copy
+//! the copy   [ memory, written to ram.img when the VM runs again | ram.img at once ]     by offsets of ram.img
+//!            0                                                  from              len
 //! ```
-//! 256 KiB stay in the processor's cache between the copy out of guest memory and the write, so guest
+//! A file is as slow as its disk, or as the host's limits on unwritten pages, and memory is not: so the copy is in
+//! memory as far as there is room. 256 KiB stay in the processor's cache between reading and writing, so guest
 //! memory is read once. RAM file bytes that the layout gives no place are left out.
 
 use crate::checksum::MIN_CHUNK;
+use crate::tasks::{Task, tasks};
 use crate::{ImageError, RAM};
-use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram, RamLayout};
+use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram, Staging};
 use elision_plan::{Edit, Plan};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::thread;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const BUFFER: usize = 256 << 10;
 const MAX_THREADS: usize = 64;
+static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
 /// What became of RAM, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,105 +94,118 @@ impl Late {
     }
 }
 
-/// What became of RAM so far.
+/// What was copied.
 #[derive(Debug)]
 pub(crate) struct Written {
     pub(crate) stats: RamStats,
-    /// The parts of the file that were written.
+    /// The parts that hold something else than zeros, ascending.
     pub(crate) data: Vec<Range<FileOffset>>,
     pub(crate) late: Late,
 }
 
-/// Consecutive frames that are copied.
-struct Task {
-    first: Gfn,
-    count: u64,
-    offset: FileOffset,
+/// Pages of one [`MIN_CHUNK`] of the file, and the memory that they go to unless they go to the file.
+struct Work<'a> {
+    tasks: &'a [Task],
+    memory: Option<&'a mut [u8]>,
 }
 
-/// Writes RAM by `plan` to `file`, which is empty, but for the late frames.
-pub(crate) fn write(
+/// Copies RAM by `plan`, but for the late frames: into `staging` as much as fits in `room` bytes, the rest into
+/// `file`, which is empty. Gives the offset from which on it went to the file.
+pub(crate) fn copy(
     file: &File,
     path: &Path,
     ram: &Ram,
     plan: &Plan,
+    (staging, room): (&mut Staging, u64),
     threads: usize,
-) -> Result<Written, ImageError> {
+) -> Result<(Written, FileOffset), ImageError> {
     check(plan, ram)?;
     let late = Late::take(ram, plan)?;
     let path = path.join(RAM);
-    let len = ram.layout().file_len();
     let tasks = tasks(ram, plan);
-    let needed = tasks.iter().map(|t| t.count * PAGE).sum();
-    let failed = |e: std::io::Error| ImageError::io("write", &path, e).or_full(needed, 0);
-    file.set_len(len).map_err(failed)?;
+    let needed = tasks.iter().map(Task::bytes).sum();
+    let full = |e: ImageError| e.or_full(needed);
+    file.set_len(ram.layout().file_len()).map_err(|e| full(ImageError::io("write", &path, e)))?;
 
-    let (next, written, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let touched: Vec<AtomicBool> = (0..len.div_ceil(MIN_CHUNK)).map(|_| AtomicBool::new(false)).collect();
-    let work = || -> Result<(), ImageError> {
-        let mut buf = vec![0; BUFFER];
-        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let done = copy(file, &path, ram, plan, task, &mut buf)
-                .inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
-            if done > 0 {
-                written.fetch_add(done, Ordering::Relaxed);
-                let chunk = usize::try_from(task.offset.0 / MIN_CHUNK).unwrap_or(usize::MAX);
-                if let Some(chunk) = touched.get(chunk) {
-                    chunk.store(true, Ordering::Relaxed);
+    let from = fits(&tasks, room);
+    let work = Mutex::new(work(&tasks, staging, from).into_iter());
+    let next = || work.lock().ok().and_then(|mut work| work.next());
+    let worker = || -> Result<Vec<Range<FileOffset>>, ImageError> {
+        let (mut buf, mut runs) = (vec![0; BUFFER], Vec::new());
+        while let Some(Work { tasks, mut memory }) = next() {
+            let mut put = |offset: FileOffset, bytes: &[u8]| {
+                add(&mut runs, offset, bytes.len());
+                match &mut memory {
+                    Some(memory) => store(memory, offset, bytes),
+                    None => file.write_all_at(bytes, offset.0).map_err(|e| ImageError::io("write", &path, e)),
                 }
+            };
+            let mut copied = tasks.iter().map(|task| one(ram, plan, task, &mut buf, &mut put));
+            if let Err(error) = copied.by_ref().collect::<Result<(), _>>() {
+                while next().is_some() {} // the other threads are to end too
+                return Err(error);
             }
         }
-        Ok(())
+        Ok(runs)
     };
-    let result = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(work)).collect();
-        let mut result = work();
+    let mut data = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(worker)).collect();
+        let mut runs = worker();
         for thread in others {
-            let end = thread.join().unwrap_or(Err(ImageError::Unfinished(RAM)));
-            result = result.and(end);
+            let more = thread.join().unwrap_or(Err(ImageError::Unfinished(RAM)));
+            runs = runs.and_then(|mut runs| more.map(|more| runs.extend(more)).map(|()| runs));
         }
-        result
-    });
-    let written = written.into_inner();
-    result.map_err(|e| e.or_full(needed, written))?;
+        runs
+    })
+    .map_err(full)?;
+    data.sort_by_key(|run| run.start);
 
+    let written = data.iter().map(|run| run.end.0 - run.start.0).sum();
     let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
     let all = ram.layout().ram_bytes();
     let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
-    let data = (0..).zip(touched).filter(|(_, t)| t.load(Ordering::Relaxed));
-    let data = data.map(|(i, _): (u64, _)| {
-        FileOffset(i * MIN_CHUNK)..FileOffset((i + 1) * MIN_CHUNK).min(FileOffset(len))
-    });
-    Ok(Written { stats, data: data.collect(), late })
+    Ok((Written { stats, data, late }, from))
 }
 
-/// Writes the late frames, to which nothing is to be changed any more.
-pub(crate) fn write_late(
-    file: &File,
-    path: &Path,
-    layout: &RamLayout,
-    late: &Late,
-    stats: &mut RamStats,
-    data: &mut Vec<Range<FileOffset>>,
-) -> Result<(), ImageError> {
-    let path = path.join(RAM);
-    for (gfn, frame) in late.each() {
-        let offset = layout.offset_of(gfn.gpa(), PAGE);
-        let offset = offset.ok_or(ImageError::BadPlan { gfn, reason: "a late frame is not RAM" })?;
-        let done = write_runs(file, frame, offset.0).map_err(|e| ImageError::io("write", &path, e))?;
-        stats.written += done;
-        stats.zero = stats.zero.saturating_sub(done);
-        if done > 0 {
-            let start = offset.0 / MIN_CHUNK * MIN_CHUNK;
-            let end = (start + MIN_CHUNK).min(layout.file_len());
-            data.push(FileOffset(start)..FileOffset(end));
+/// Up to which offset the tasks fit in `room` bytes of memory. With huge pages they may take twice their size.
+pub(crate) fn fits(tasks: &[Task], room: u64) -> FileOffset {
+    let mut taken = 0_u64;
+    for chunk in tasks.chunk_by(|a, b| a.chunk() == b.chunk()) {
+        taken += chunk.iter().map(|task| 2 * task.bytes()).sum::<u64>().min(MIN_CHUNK);
+        if let Some(first) = chunk.first().filter(|_| taken > room) {
+            return FileOffset(first.chunk() * MIN_CHUNK);
         }
     }
-    data.sort_by_key(|part| part.start);
-    data.dedup();
+    FileOffset(u64::MAX)
+}
+
+fn work<'a>(tasks: &'a [Task], staging: &'a mut Staging, from: FileOffset) -> Vec<Work<'a>> {
+    let bytes = usize::try_from(MIN_CHUNK).unwrap_or(usize::MAX);
+    let mut memory = (0_u64..).zip(staging.pieces(bytes));
+    let chunks = tasks.chunk_by(|a, b| a.chunk() == b.chunk());
+    chunks
+        .map(|tasks| {
+            let chunk = tasks.first().map_or(0, Task::chunk);
+            let staged = chunk * MIN_CHUNK < from.0;
+            let memory = if staged { memory.by_ref().find(|(i, _)| *i == chunk) } else { None };
+            Work { tasks, memory: memory.map(|(_, memory)| memory) }
+        })
+        .collect()
+}
+
+fn add(runs: &mut Vec<Range<FileOffset>>, offset: FileOffset, len: usize) {
+    let end = FileOffset(offset.0 + len as u64);
+    match runs.last_mut() {
+        Some(last) if last.end == offset => last.end = end,
+        _ => runs.push(offset..end),
+    }
+}
+
+/// Puts bytes where they belong in the memory of their chunk.
+fn store(chunk: &mut [u8], offset: FileOffset, bytes: &[u8]) -> Result<(), ImageError> {
+    let at = usize::try_from(offset.0 % MIN_CHUNK).unwrap_or(usize::MAX);
+    let place = chunk.get_mut(at..at.saturating_add(bytes.len())).ok_or(ImageError::Unfinished(RAM))?;
+    place.copy_from_slice(bytes);
     Ok(())
 }
 
@@ -240,87 +256,14 @@ pub(crate) fn check(plan: &Plan, ram: &Ram) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// What is to be copied: populated, mapped by the layout, not dropped; cut at each 4 MiB of the file.
-///
-/// An edit of a page that is a hole must be written too, so holes with edits are added.
-fn tasks(ram: &Ram, plan: &Plan) -> Vec<Task> {
-    let mut parts: Vec<Range<u64>> = Vec::new();
-    for part in ram.populated() {
-        parts.push(part.start.0 / PAGE * PAGE..part.end.0.div_ceil(PAGE) * PAGE);
-    }
-    for edit in &plan.edits {
-        if let Some(offset) = ram.layout().offset_of(edit.gpa.gfn().gpa(), PAGE) {
-            parts.push(offset.0..offset.0 + PAGE);
-        }
-    }
-    parts.sort_by_key(|part| part.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for part in parts {
-        match merged.last_mut() {
-            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
-            _ => merged.push(part),
-        }
-    }
-    let drops = plan.drops.iter().map(|run| run.first.0..run.first.0 + run.count);
-    let mut skipped: Vec<_> = drops.chain(plan.late.iter().map(|run| run.start.0..run.end.0)).collect();
-    skipped.sort_by_key(|run| run.start);
-    let mut tasks = Vec::new();
-    for region in ram.layout().regions() {
-        let (start, end) = (region.offset.0, region.offset.0 + region.len);
-        let from = merged.partition_point(|part| part.end <= start);
-        for part in merged.get(from..).unwrap_or_default().iter().take_while(|part| part.start < end) {
-            let gfn = |offset: u64| Gpa(region.gpa.0 + (offset - start)).gfn().0;
-            let kept = gfn(part.start.max(start))..gfn(part.end.min(end));
-            for frames in without(&skipped, kept) {
-                let offset = |gfn: u64| start + (Gfn(gfn).gpa().0 - region.gpa.0);
-                cut(&mut tasks, frames.start, offset(frames.start)..offset(frames.end));
-            }
-        }
-    }
-    tasks.sort_by_key(|task| task.offset);
-    tasks
-}
-
-/// What of `frames` is in none of the ascending runs of `skipped`.
-fn without(skipped: &[Range<u64>], frames: Range<u64>) -> Vec<Range<u64>> {
-    let mut kept = Vec::new();
-    let mut at = frames.start;
-    let from = skipped.partition_point(|run| run.end <= at);
-    for run in skipped.get(from..).unwrap_or_default() {
-        if run.start >= frames.end {
-            break;
-        }
-        if run.start > at {
-            kept.push(at..run.start);
-        }
-        at = run.end;
-    }
-    if at < frames.end {
-        kept.push(at..frames.end);
-    }
-    kept
-}
-
-fn cut(tasks: &mut Vec<Task>, mut first: u64, mut bytes: Range<u64>) {
-    while bytes.start < bytes.end {
-        let stop = ((bytes.start / MIN_CHUNK + 1) * MIN_CHUNK).min(bytes.end);
-        let count = (stop - bytes.start) / PAGE;
-        tasks.push(Task { first: Gfn(first), count, offset: FileOffset(bytes.start) });
-        first += count;
-        bytes.start = stop;
-    }
-}
-
-/// Copies the frames of a task; returns the bytes written.
-fn copy(
-    file: &File,
-    path: &Path,
+/// Copies the frames of a task, with their changes and without those that are zero then.
+fn one(
     ram: &Ram,
     plan: &Plan,
     task: &Task,
     buf: &mut [u8],
-) -> Result<u64, ImageError> {
-    let mut written = 0;
+    put: &mut impl FnMut(FileOffset, &[u8]) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
     let mut done = 0;
     while done < task.count {
         let pages = (task.count - done).min((buf.len() / PAGE_SIZE) as u64);
@@ -334,35 +277,31 @@ fn copy(
             let Some(frame) = part.chunks_exact_mut(PAGE_SIZE).nth(index(gfn, first)) else { break };
             edit.apply(frame);
         }
-        written += write_runs(file, part, task.offset.0 + done * PAGE)
-            .map_err(|e| ImageError::io("write", path, e))?;
+        for run in nonzero(part) {
+            let offset = FileOffset(task.offset.0 + done * PAGE + run.start as u64);
+            put(offset, part.get(run).unwrap_or_default())?;
+        }
         done += pages;
     }
-    Ok(written)
+    Ok(())
 }
 
 fn index(gfn: Gfn, first: Gfn) -> usize {
     usize::try_from(gfn.0.saturating_sub(first.0)).unwrap_or(usize::MAX)
 }
 
-/// Writes each run of pages that are not zero.
-fn write_runs(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<u64> {
-    static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
-    let mut written = 0;
-    let mut run = 0..0;
-    let mut flush = |run: &Range<usize>| -> std::io::Result<()> {
-        let data = bytes.get(run.clone()).unwrap_or_default();
-        written += data.len() as u64;
-        file.write_all_at(data, offset + run.start as u64)
-    };
-    for page in bytes.chunks_exact(PAGE_SIZE) {
+/// Each run of pages that are not zero.
+fn nonzero(bytes: &[u8]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (i, page) in bytes.chunks_exact(PAGE_SIZE).enumerate() {
+        let start = i * PAGE_SIZE;
         if *page == ZEROS {
-            flush(&run)?;
-            run = run.end + PAGE_SIZE..run.end + PAGE_SIZE;
-        } else {
-            run.end += PAGE_SIZE;
+            continue;
+        }
+        match runs.last_mut() {
+            Some(last) if last.end == start => last.end += PAGE_SIZE,
+            _ => runs.push(start..start + PAGE_SIZE),
         }
     }
-    flush(&run)?;
-    Ok(written)
+    runs
 }

@@ -80,7 +80,7 @@ impl<'a> StreamWriter<'a> {
         let path = folder.join(RAM);
         let layout = ram.layout().clone();
         let len = layout.file_len();
-        file.set_len(len).map_err(|e| ImageError::io("write", &path, e).or_full(len, 0))?;
+        file.set_len(len).map_err(|e| ImageError::io("write", &path, e).or_full(len))?;
         let watched = Watched::of(ram, plan)?;
         let marks = marks(&layout, plan, &watched);
         let chunks = usize::try_from(len.div_ceil(MIN_CHUNK)).unwrap_or(usize::MAX);
@@ -169,7 +169,7 @@ impl<'a> StreamWriter<'a> {
         let needed = self.layout.ram_bytes();
         self.file
             .write_all_at(&self.run, self.run_start)
-            .map_err(|e| ImageError::io("write", &self.path, e).or_full(needed, self.written * PAGE))?;
+            .map_err(|e| ImageError::io("write", &self.path, e).or_full(needed))?;
         self.run.clear();
         Ok(())
     }

@@ -1,42 +1,61 @@
 //! Writing an image: parts in any order into the partial folder, then checksums, sync and rename.
 //!
-//! Checksums are made in [`ImageWriter::finish`], when the VM runs again: hashing takes about as long
-//! as writing and would double the pause, while the pages are still in the page cache afterwards.
-//! It goes on beside the sync of `ram.img`, which waits for the disk and not for the processor.
+//! ```text
+//! make_room            write_ram            copied_ram, write_late            finish
+//! memory is taken      VM ─> copy           late frames changed in the copy   copy ─> ram.img, checksums, sync
+//! VM runs              VM stands still      VM runs
+//! ```
 
+use crate::drain::{Target, drain};
 use crate::partial::Partial;
 use crate::ram_writer::{Late, Written};
 use crate::{
     EXCLUSIONS, Exclusions, FORMAT, FileSum, Files, ImageError, MANIFEST, RAM, RamFile, RamStats, STATE,
     StreamWriter,
 };
-use crate::{Manifest, checksum, ram_writer};
-use elision_memory::{FileOffset, Ram, RamLayout};
+use crate::{Manifest, checksum, ram_writer, room};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram, Staging};
 use elision_plan::{Edit, Plan};
+use rustix::fs::{Mode, OFlags};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Instant;
+
+#[cfg(test)]
+mod tests;
 
 /// An image being written. Dropping it without [`ImageWriter::finish`] leaves nothing behind.
 #[derive(Debug)]
 pub struct ImageWriter {
     partial: Partial,
     started: Instant,
+    /// Memory for a copy of RAM, and how much of it may be used, in bytes.
+    room: Option<(Staging, u64)>,
     ram: Option<RamImage>,
     state: Option<File>,
     exclusions: Option<File>,
 }
 
-/// `ram.img` as far as it is written.
+/// RAM as far as it is copied.
 #[derive(Debug)]
 struct RamImage {
     file: File,
-    layout: RamLayout,
     written: Written,
+    copy: Ram,
+    /// The parts that are in the copy and not in the file yet, ascending.
+    missing: Vec<Range<FileOffset>>,
+}
+
+impl RamImage {
+    /// `copy` holds in memory what lies before `from`; from there on it is a view of `file`.
+    fn new(file: File, written: Written, mut copy: Ram, from: FileOffset) -> Result<Self, ImageError> {
+        written.late.each().try_for_each(|(gfn, frame)| copy.poke(gfn.gpa(), frame))?;
+        let missing = written.data.iter().take_while(|run| run.start < from).cloned().collect();
+        Ok(Self { file, written, copy, missing })
+    }
 }
 
 impl ImageWriter {
@@ -45,7 +64,14 @@ impl ImageWriter {
     /// A partial folder that a dead saver left for the same target is removed.
     pub fn create(target: &Path) -> Result<Self, ImageError> {
         let started = Instant::now();
-        Ok(Self { partial: Partial::create(target)?, started, ram: None, state: None, exclusions: None })
+        Ok(Self {
+            partial: Partial::create(target)?,
+            started,
+            room: None,
+            ram: None,
+            state: None,
+            exclusions: None,
+        })
     }
 
     /// Where the image is while it is unfinished; a guardian may remove it when the saver is dead
@@ -55,16 +81,36 @@ impl ImageWriter {
         self.partial.path()
     }
 
-    /// Writes RAM as the plan says, with `threads` threads (at least one, at most 64).
+    /// Takes memory for the copy of RAM ahead, so that copying takes no time for it. `guess` is a plan that
+    /// drops about what the plan of the copy is going to drop.
+    ///
+    /// At most half of what the host can spare is taken. Without this, memory is taken as the copy grows.
+    pub fn make_room(&mut self, ram: &Ram, guess: &Plan) -> Result<(), ImageError> {
+        let (staging, bytes) = self.empty_room(ram)?;
+        room::populate(&staging, ram, guess, bytes);
+        self.room = Some((staging, bytes));
+        Ok(())
+    }
+
+    fn empty_room(&self, ram: &Ram) -> Result<(Staging, u64), ImageError> {
+        let staging = Staging::new(ram.layout().file_len());
+        Ok((staging.map_err(|e| self.failed("take memory for", RAM, e))?, room::available()))
+    }
+
+    /// Copies RAM as the plan says, with `threads` threads (at least one, at most 64): into memory as far as the
+    /// host has enough of it, the rest to the file.
     ///
     /// The VM must be stopped: which parts of its RAM file hold data is asked here, once.
     /// The plan's late frames are kept in memory until [`ImageWriter::write_late`].
     pub fn write_ram(&mut self, ram: &Ram, plan: &Plan, threads: usize) -> Result<RamStats, ImageError> {
         self.ram = None;
         let file = self.new_file(RAM)?;
-        let written = ram_writer::write(&file, self.partial.path(), ram, plan, threads)?;
+        let (mut staging, room) = self.room.take().map_or_else(|| self.empty_room(ram), Ok)?;
+        let path = self.partial.path();
+        let (written, from) = ram_writer::copy(&file, path, ram, plan, (&mut staging, room), threads)?;
         let stats = written.stats;
-        self.ram = Some(RamImage { file, layout: ram.layout().clone(), written });
+        let copy = staging.into_ram(ram.layout().clone(), &self.open(RAM)?, from)?;
+        self.ram = Some(RamImage::new(file, written, copy, from)?);
         Ok(stats)
     }
 
@@ -79,19 +125,15 @@ impl ImageWriter {
     pub fn end_stream(&mut self, stream: StreamWriter<'_>) -> Result<RamStats, ImageError> {
         let (file, layout, written) = stream.finish()?;
         let stats = written.stats;
-        self.ram = Some(RamImage { file, layout, written });
+        let copy = Ram::private(&self.open(RAM)?, layout)?;
+        self.ram = Some(RamImage::new(file, written, copy, FileOffset(0))?);
         Ok(stats)
     }
 
-    /// What was copied, the late frames included: the guest's memory as it was when it was written, while
+    /// What was copied, the late frames included: the guest's memory as it was when it was copied, while
     /// the guest itself may run on. What the plan left out reads as zeros.
-    pub fn copied_ram(&self) -> Result<Ram, ImageError> {
-        let image = self.ram.as_ref().ok_or(ImageError::Unfinished(RAM))?;
-        let mut ram = Ram::private(&self.open(RAM)?, image.layout.clone())?;
-        for (gfn, frame) in image.written.late.each() {
-            ram.poke(gfn.gpa(), frame)?;
-        }
-        Ok(ram)
+    pub fn copied_ram(&self) -> Result<&Ram, ImageError> {
+        Ok(&self.ram.as_ref().ok_or(ImageError::Unfinished(RAM))?.copy)
     }
 
     /// Takes back what was written of RAM, to write it anew.
@@ -100,13 +142,27 @@ impl ImageWriter {
         std::fs::remove_file(self.path(RAM)).map_err(|e| self.failed("remove", RAM, e))
     }
 
-    /// Writes the late frames with the changes that a look at the copy led to.
+    /// Makes the changes in the late frames that a look at the copy led to.
     pub fn write_late(&mut self, edits: &[Edit]) -> Result<RamStats, ImageError> {
-        let image = self.ram.as_mut().ok_or(ImageError::Unfinished(RAM))?;
-        let Written { stats, data, late } = &mut image.written;
+        let RamImage { written: Written { stats, data, late }, copy, missing, .. } =
+            self.ram.as_mut().ok_or(ImageError::Unfinished(RAM))?;
         late.change(edits)?;
-        ram_writer::write_late(&image.file, self.partial.path(), &image.layout, late, stats, data)?;
+        for (gfn, frame) in late.each() {
+            copy.poke(gfn.gpa(), frame)?;
+            if frame.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let offset = copy.layout().offset_of(gfn.gpa(), PAGE_SIZE as u64);
+            let start = offset.ok_or(ImageError::BadPlan { gfn, reason: "a late frame is not RAM" })?;
+            let run = start..FileOffset(start.0 + PAGE_SIZE as u64);
+            missing.push(run.clone());
+            data.push(run);
+            stats.written += PAGE_SIZE as u64;
+            stats.zero = stats.zero.saturating_sub(PAGE_SIZE as u64);
+        }
         *late = Late::default();
+        *missing = joined(std::mem::take(missing));
+        *data = joined(std::mem::take(data));
         Ok(*stats)
     }
 
@@ -135,24 +191,16 @@ impl ImageWriter {
         mut manifest: Manifest,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Manifest, ImageError> {
-        let RamImage { file: ram, written: Written { data, late, .. }, .. } =
-            self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
-        if !late.is_empty() {
+        let image = self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
+        if !image.written.late.is_empty() {
             return Err(ImageError::Unfinished(RAM));
         }
         let state = self.state.take().ok_or(ImageError::Unfinished(STATE))?;
         let exclusions = self.exclusions.take().ok_or(ImageError::Unfinished(EXCLUSIONS))?;
-        let (synced, sums) = thread::scope(|scope| {
-            let sync = scope.spawn(|| {
-                self.sync(&ram, RAM)?;
-                self.sync(&state, STATE)?;
-                self.sync(&exclusions, EXCLUSIONS)
-            });
-            let sums = self.sum_ram(&data, progress);
-            (sync.join().unwrap_or(Err(ImageError::Unfinished(RAM))), sums)
-        });
-        synced?;
-        let mut ram = sums?;
+        let mut ram = self.drain(&image, progress)?;
+        self.sync(&image.file, RAM)?;
+        self.sync(&state, STATE)?;
+        self.sync(&exclusions, EXCLUSIONS)?;
         // Only now: a file system may choose blocks as late as the sync.
         let meta = self.open(RAM)?.metadata().map_err(|e| self.failed("look at", RAM, e))?;
         ram.stored_bytes = meta.blocks() * 512;
@@ -169,18 +217,16 @@ impl ImageWriter {
         Ok(manifest)
     }
 
-    fn sum_ram(
-        &self,
-        data: &[Range<FileOffset>],
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<RamFile, ImageError> {
-        let file = self.open(RAM)?;
-        let meta = file.metadata().map_err(|e| self.failed("look at", RAM, e))?;
-        let chunk_bytes = checksum::chunk_bytes(meta.len());
-        let chunks = checksum::chunk_hashes(&file, meta.len(), chunk_bytes, data, progress)
-            .map_err(|e| self.failed("read back", RAM, e))?;
+    /// Writes what is still in memory.
+    fn drain(&self, image: &RamImage, progress: &(dyn Fn(u64) + Sync)) -> Result<RamFile, ImageError> {
+        let RamImage { file, written, copy, missing } = image;
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        let direct = rustix::fs::open(self.path(RAM), flags, Mode::empty()).map(File::from);
+        let target = Target { file, direct: direct.as_ref().ok() };
+        let (chunk_bytes, chunks) = drain(copy, target, missing, &written.data, progress)
+            .map_err(|e| self.failed("write", RAM, e).or_full(written.stats.written))?;
         Ok(RamFile {
-            bytes: meta.len(),
+            bytes: copy.file_len(),
             stored_bytes: 0,
             chunk_bytes,
             root: checksum::root(&chunks).to_hex().to_string(),
@@ -218,4 +264,17 @@ impl ImageWriter {
     fn failed(&self, action: &'static str, name: &str, error: std::io::Error) -> ImageError {
         ImageError::io(action, &self.path(name), error)
     }
+}
+
+/// Sorted, and those that touch as one.
+fn joined(mut runs: Vec<Range<FileOffset>>) -> Vec<Range<FileOffset>> {
+    runs.sort_by_key(|run| run.start);
+    let mut all: Vec<Range<FileOffset>> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match all.last_mut() {
+            Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
+            _ => all.push(run),
+        }
+    }
+    all
 }

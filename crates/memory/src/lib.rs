@@ -3,6 +3,7 @@
 //! - [`Gpa`], [`Gva`], [`Gfn`], [`FileOffset`]: four kinds of address, four types.
 //! - [`RamLayout`]: where the pieces of guest-physical RAM stand in the RAM file.
 //! - [`Ram`]: RAM to read, from a running VM's shared file, from its process, or from a checkpoint.
+//! - [`Staging`]: memory for a copy of RAM that goes to a file later.
 //! - [`PageTables`]: x86-64 four- and five-level translation and bounded walks.
 
 mod address;
@@ -14,6 +15,7 @@ mod mirror;
 mod page_table;
 mod process;
 mod ram;
+mod staging;
 
 pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
 pub use error::MemoryError;
@@ -21,3 +23,4 @@ pub use layout::{LayoutError, RamLayout, RamRegion};
 pub use page_table::{Budget, Leaf, LeafSize, Node, PageTables, Translation, WalkError};
 pub use process::ProcessRam;
 pub use ram::Ram;
+pub use staging::Staging;

@@ -4,7 +4,9 @@
 //! exist: bytes are copied out through raw pointers, and what was copied may be torn. Callers
 //! treat guest memory as hostile anyway.
 
-use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
+use crate::FileOffset;
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
+use rustix::mm::{MapFlags, ProtFlags};
 use std::fs::File;
 use std::io;
 
@@ -36,6 +38,23 @@ impl Mapping {
     /// Zeroed memory of which only what is filled takes room.
     pub(crate) fn sparse(len: usize) -> io::Result<Self> {
         Ok(Self { map: MmapOptions::new().len(len).no_reserve_swap().map_anon()?.into() })
+    }
+
+    /// Memory of its own whose part from `from` on, a multiple of the page size, becomes a copy-on-write view of
+    /// the same part of a file.
+    pub(crate) fn staged(map: MmapMut, file: &File, from: FileOffset) -> io::Result<Self> {
+        let map = MmapRaw::from(map);
+        let from = usize::try_from(from.0).map_err(io::Error::other)?;
+        if let Some(len) = map.len().checked_sub(from).filter(|len| *len > 0) {
+            let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+            let access = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: the range is the end of a mapping that nobody else knows of: no reference into it exists,
+            // and unmapping it later unmaps what takes its place.
+            unsafe {
+                rustix::mm::mmap(map.as_mut_ptr().add(from).cast(), len, access, flags, file, from as u64)?
+            };
+        }
+        Ok(Self { map })
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -62,6 +62,15 @@ impl Ram {
         self.mirror.as_ref().map_or(Ok(()), Mirror::check)
     }
 
+    /// A copy of RAM, by its file offsets.
+    pub(crate) fn staged(mapping: Mapping, layout: RamLayout) -> Result<Self, MemoryError> {
+        let (found, needed) = (mapping.len() as u64, layout.file_len());
+        if found < needed {
+            return Err(MemoryError::Short { found, needed });
+        }
+        Ok(Self { mapping, layout, file: None, mirror: None, writable: true })
+    }
+
     /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
     pub fn zeroed(layout: RamLayout) -> Result<Self, MemoryError> {
         let len = usize::try_from(layout.file_len()).map_err(io::Error::other)?;
@@ -126,19 +135,16 @@ impl Ram {
         parts.into_iter().map(|part| FileOffset(part.start)..FileOffset(part.end)).collect()
     }
 
-    /// Enters what is populated into this process's page tables, so that reading it soon takes no faults:
-    /// worth its time before a VM is stopped to be read as a whole. Kernels before 5.14 refuse; nothing
-    /// depends on it. A copy of a process's memory has nothing to enter.
-    pub fn prefault(&self) -> io::Result<()> {
+    /// Enters a part of the RAM file into this process's page tables, so that reading it soon takes no faults:
+    /// worth its time before a VM is stopped to be read. Reading a hole of tmpfs allocates it, so the part must be
+    /// populated. Kernels before 5.14 refuse; nothing depends on it. A copy of a process's memory has nothing to enter.
+    pub fn prefault(&self, part: &Range<FileOffset>) -> io::Result<()> {
         if self.mirror.is_some() {
             return Ok(());
         }
-        for part in self.populated() {
-            let start = usize::try_from(part.start.0).map_err(io::Error::other)?;
-            let end = usize::try_from(part.end.0).map_err(io::Error::other)?;
-            self.mapping.prefault(start, end.saturating_sub(start))?;
-        }
-        Ok(())
+        let start = usize::try_from(part.start.0).map_err(io::Error::other)?;
+        let end = usize::try_from(part.end.0).map_err(io::Error::other)?.min(self.mapping.len());
+        if start < end { self.mapping.prefault(start, end - start) } else { Ok(()) }
     }
 
     /// Every frame that may hold data, by the order of the RAM file.
@@ -222,7 +228,10 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, b"data", 512 << 10).unwrap();
         let ram = Ram::shared(&file, RamLayout::flat(1 << 20).unwrap()).unwrap();
         let before = ram.populated();
-        ram.prefault().unwrap();
+        for part in &before {
+            ram.prefault(part).unwrap();
+        }
+        ram.prefault(&(FileOffset(2 << 20)..FileOffset(3 << 20))).unwrap();
         assert_eq!(ram.populated(), before);
         let mut bytes = [0; 4];
         ram.read(Gpa(512 << 10), &mut bytes).unwrap();

@@ -1,12 +1,12 @@
 //! `elision save`: one checkpoint, from the stop of the VM to the image under its name.
 //!
 //! ```text
-//! before   policy, target, RAM mapped, kernel found, guardian on guard
+//! before   policy, target, RAM mapped, kernel found, memory for the copy taken, guardian on guard
 //! pause    stop ─> vCPUs ─> plan ──busy──> run on for a moment, again
-//!                           └──> RAM written to the page cache ─> cont
+//!                           └──> RAM copied to memory ─> cont
 //! --live                    └──> snapshot begun ─> cont, RAM written as QEMU sends it
-//! after    freed objects found in the copy and cleared, then written
-//!          device state redacted and written ─> exclusions ─> sync, checksums, rename
+//! after    freed objects found in the copy and cleared
+//!          device state redacted and written ─> exclusions ─> RAM written, checksums, sync, rename
 //! ```
 //! Every way out of the pause resumes a VM that ran before, and no image appears but at the end.
 
@@ -19,7 +19,7 @@ use crate::args::SaveArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::session::{Session, open_kernel, rehearse};
+use crate::session::{Session, open_kernel, rehearse, retry};
 use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, Way, partial_path, timestamp};
 use elision_plan::Selection;
 use elision_qemu::Vm;
@@ -60,9 +60,12 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     // is read does not matter yet.
     Selection::of(&kernel, &policy).map(drop).or_else(|e| if e.is_transient() { Ok(()) } else { Err(e) })?;
 
-    let bar = out.spinner("saving memory");
-    if let Err(error) = ram.prefault() {
-        tracing::debug!(%error, "memory is mapped as it is read, in the pause");
+    let bar = out.spinner("copying memory");
+    if way == Way::Shared {
+        match retry(|| elision_plan::guess(&kernel)) {
+            Ok(guess) => writer.make_room(&ram, &guess)?,
+            Err(error) => tracing::debug!(%error, "memory for the copy is taken in the pause"),
+        }
     }
     rehearse(&mut vm, &kernel, &policy);
     let task = Task { kernel: &kernel, policy: &policy, way, threads: threads(args) };
@@ -76,7 +79,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     writer.write_state(&bytes)?;
     writer.write_exclusions(&outcome.plan)?;
     let manifest = manifest(&mut vm, &task, outcome.plan.summary, outcome.vcpus.len(), pause)?;
-    let bar = out.progress("syncing the image", vm.ram().file_len);
+    let bar = out.progress("writing the image", vm.ram().file_len);
     let manifest = writer.finish(manifest, &|bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let manifest = manifest?;

@@ -135,7 +135,7 @@ impl<E: Into<Failure>> From<E> for Held {
 fn late(kernel: &Kernel<'_>, plan: &mut Plan, writer: &mut ImageWriter) -> Result<RamStats, Held> {
     let begin = Instant::now();
     let copy = writer.copied_ram()?;
-    let edits = match plan_late(&kernel.over(&copy)) {
+    let edits = match plan_late(&kernel.over(copy)) {
         Ok(edits) => edits,
         Err(error) => {
             writer.discard_ram()?;

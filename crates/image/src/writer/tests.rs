@@ -1,0 +1,88 @@
+//! The same image comes of a copy in memory, of one in the file, and of one in both.
+
+use super::*;
+use crate::checksum::MIN_CHUNK;
+use crate::{Completeness, Guest, Image, Times, Vmm};
+use elision_memory::{Gfn, RamLayout};
+use elision_plan::{Change, DropReason, DropRun, EditReason, PlanSummary};
+use std::os::unix::fs::FileExt;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const LEN: u64 = 3 * MIN_CHUNK;
+/// A frame in each third of RAM.
+const FRAMES: [u64; 3] = [5, MIN_CHUNK / PAGE + 5, 2 * MIN_CHUNK / PAGE + 5];
+
+fn plan() -> Plan {
+    let drop = |gfn| DropRun { first: Gfn(gfn + 8), count: 4, reason: DropReason::Free, owner: None };
+    Plan {
+        drops: FRAMES.map(drop).to_vec(),
+        edits: FRAMES.map(|gfn| zero(gfn + 2, 16)).to_vec(),
+        late: FRAMES.map(|gfn| Gfn(gfn)..Gfn(gfn + 1)).to_vec(),
+        summary: PlanSummary::default(),
+    }
+}
+
+fn zero(gfn: u64, len: u32) -> Edit {
+    Edit { gpa: Gfn(gfn).gpa(), change: Change::Zero(len), reason: EditReason::FreeObject, owner: None }
+}
+
+/// The first bytes of a page of the unfinished file.
+fn in_file(writer: &ImageWriter, page: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    writer.open(RAM).unwrap().read_exact_at(&mut bytes, page * PAGE).unwrap();
+    bytes
+}
+
+#[test]
+fn little_memory_changes_nothing_but_the_way() {
+    let source = tempfile::tempfile().unwrap();
+    source.set_len(LEN).unwrap();
+    for page in (0..LEN / PAGE).filter(|page| page % 16 != 0) {
+        source.write_all_at(&[7; PAGE_SIZE], page * PAGE).unwrap();
+    }
+    let ram = Ram::shared(&source, RamLayout::flat(LEN).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut manifests = Vec::new();
+    for (i, room) in [0, MIN_CHUNK, u64::MAX].into_iter().enumerate() {
+        let target = dir.path().join(i.to_string());
+        let mut writer = ImageWriter::create(&target).unwrap();
+        writer.make_room(&ram, &plan()).unwrap();
+        writer.room.as_mut().unwrap().1 = room;
+        writer.write_ram(&ram, &plan(), 2).unwrap();
+        for (third, gfn) in FRAMES.into_iter().enumerate() {
+            let straight = third >= i && room != u64::MAX;
+            let expected = if straight { [7; 16] } else { [0; 16] };
+            assert_eq!(in_file(&writer, gfn + 1), expected, "third {third} with room for {room}");
+            assert_eq!(in_file(&writer, gfn), [0; 16], "a late frame is in the file");
+            let copied = writer.copied_ram().unwrap().word(Gfn(gfn).gpa());
+            assert_eq!(copied, Some(0x0707_0707_0707_0707), "a late frame is not in the copy");
+        }
+        writer.write_late(&FRAMES.map(|gfn| zero(gfn, 8))).unwrap();
+        writer.write_state(b"").unwrap();
+        writer.write_exclusions(&plan()).unwrap();
+        let manifest = Manifest {
+            format: 0,
+            elision_version: String::new(),
+            created: "2026-01-31T12:00:00Z".to_owned(),
+            vmm: Vmm::default(),
+            guest: Guest::default(),
+            ram_layout: ram.layout().clone(),
+            policy: serde_json::Value::Null,
+            plan: PlanSummary::default(),
+            completeness: Completeness::Complete,
+            times: Times::default(),
+            way: crate::Way::default(),
+            files: Files::default(),
+        };
+        manifests.push(writer.finish(manifest, &|_| ()).unwrap());
+        let image = Image::open(&target).unwrap();
+        assert_eq!(image.verify(&|_| ()).unwrap(), []);
+        let mut late = [0; 16];
+        image.ram().unwrap().read(Gfn(FRAMES[2]).gpa(), &mut late).unwrap();
+        assert_eq!(late, [[0; 8], [7; 8]].concat()[..], "a late frame with its change");
+    }
+    for other in &manifests[1..] {
+        assert_eq!(other.files.ram.chunks, manifests[0].files.ram.chunks);
+        assert_eq!(other.files.ram.stored_bytes, manifests[0].files.ram.stored_bytes);
+    }
+}

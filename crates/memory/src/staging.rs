@@ -1,0 +1,92 @@
+//! Memory for a copy of RAM that goes to a file later, when the VM runs again.
+//!
+//! ```text
+//! 0                                  from              len      offsets of the RAM file
+//! [ memory of its own, as it fills   | the file, private ]
+//! ```
+//! Nothing of it is in a core dump, and only what is filled, or populated ahead, takes room.
+
+use crate::mapping::Mapping;
+use crate::{FileOffset, MemoryError, Ram, RamLayout};
+use memmap2::{Advice, MmapMut, MmapOptions};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+/// Memory that is filled in pieces and then read as [`Ram`].
+#[derive(Debug)]
+pub struct Staging {
+    map: MmapMut,
+}
+
+impl Staging {
+    /// Address space for a RAM file of `len` bytes.
+    pub fn new(len: u64) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let map = MmapOptions::new().len(len).no_reserve_swap().map_anon()?;
+        map.advise(Advice::DontDump)?;
+        Ok(Self { map })
+    }
+
+    /// Asks for huge pages in a part of it: for parts that are going to be filled densely.
+    pub fn prefer_huge(&self, part: &Range<FileOffset>) -> io::Result<()> {
+        self.advise(Advice::HugePage, part)
+    }
+
+    /// Takes the memory for a part of it now, so that filling it soon takes no time for that.
+    pub fn populate(&self, part: &Range<FileOffset>) -> io::Result<()> {
+        self.advise(Advice::PopulateWrite, part)
+    }
+
+    /// All of it, in pieces of `bytes`; the last may be shorter.
+    pub fn pieces(&mut self, bytes: usize) -> impl Iterator<Item = &mut [u8]> {
+        self.map.chunks_mut(bytes)
+    }
+
+    /// The memory as RAM, which from `from` on is a private view of `file`.
+    pub fn into_ram(self, layout: RamLayout, file: &File, from: FileOffset) -> Result<Ram, MemoryError> {
+        let mapping = Mapping::staged(self.map, file, from)?;
+        Ram::staged(mapping, layout)
+    }
+
+    fn advise(&self, advice: Advice, part: &Range<FileOffset>) -> io::Result<()> {
+        let start = usize::try_from(part.start.0).map_err(io::Error::other)?;
+        let end = usize::try_from(part.end.0).map_err(io::Error::other)?.min(self.map.len());
+        if start < end { self.map.advise_range(advice, start, end - start) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Gpa, PAGE_SIZE};
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn it_reads_as_what_was_filled_in_and_then_as_the_file() {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * PAGE).unwrap();
+        file.write_all_at(b"hidden", 0).unwrap();
+        file.write_all_at(b"of the file", 3 * PAGE).unwrap();
+        let layout = RamLayout::flat(4 * PAGE).unwrap();
+        for (from, words) in [(4, [1, 0]), (2, [1, 1]), (0, [0, 1])] {
+            let mut staging = Staging::new(4 * PAGE).unwrap();
+            staging.populate(&(FileOffset(0)..FileOffset(PAGE))).unwrap();
+            staging.pieces(PAGE_SIZE).next().unwrap()[..6].copy_from_slice(b"filled");
+            let mut ram = staging.into_ram(layout.clone(), &file, FileOffset(from * PAGE)).unwrap();
+            let starts = |at, with: &[u8]| {
+                let mut bytes = vec![0; with.len()];
+                ram.read(Gpa(at), &mut bytes).unwrap();
+                usize::from(bytes == with)
+            };
+            assert_eq!([starts(0, b"filled"), starts(3 * PAGE, b"of the file")], words, "from page {from}");
+            ram.poke(Gpa(3 * PAGE), b"changed").unwrap();
+            let mut bytes = [0; 11];
+            file.read_exact_at(&mut bytes, 3 * PAGE).unwrap();
+            assert_eq!(&bytes, b"of the file", "the file is not changed");
+        }
+        let short = Staging::new(4 * PAGE).unwrap();
+        assert!(short.into_ram(RamLayout::flat(8 * PAGE).unwrap(), &file, FileOffset(0)).is_err());
+    }
+}
