@@ -15,6 +15,9 @@ const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// With page table isolation a user's top table is the page behind the kernel's.
 const CR3_USER: u64 = 1 << 12;
 
+/// How often a plan for a running VM is tried that is not needed.
+const REHEARSALS: u32 = 5;
+
 /// A running VM and its memory. Two fields, so that a kernel view may borrow the memory alone.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -147,12 +150,15 @@ pub(crate) fn rehearse(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) {
     if vm.shares_ram() {
         return;
     }
-    kernel.ram().refresh();
-    let seen = vm.registers().map_err(Failure::from);
-    let Ok(vcpus) = seen.and_then(|seen| vcpu_states_of(kernel, &seen)) else { return };
-    let planned =
-        Selection::of(kernel, policy).and_then(|chosen| plan(kernel, &chosen, &vcpus, options(policy, true)));
-    tracing::debug!(error = ?planned.err(), "rehearsed");
+    let mut once = || {
+        kernel.ram().refresh();
+        let vcpus = vcpu_states_of(kernel, &vm.registers()?)?;
+        let selection = Selection::of(kernel, policy)?;
+        plan(kernel, &selection, &vcpus, options(policy, true)).map(drop).map_err(Failure::from)
+    };
+    // A moment in which nothing can be planned shows that early.
+    let done = (0..REHEARSALS).any(|_| once().is_ok());
+    tracing::debug!(done, "rehearsed");
 }
 
 /// The page tables that saved vCPUs used.

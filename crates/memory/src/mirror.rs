@@ -15,9 +15,11 @@ use crate::mapping::Mapping;
 use crate::process::{ProcessRam, Source};
 use rustix::io::Errno;
 use std::io;
+use std::num::NonZero;
 use std::ops::Range;
-use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
@@ -99,6 +101,29 @@ impl Mirror {
         if mapping.empty().is_ok() {
             self.chunks.iter().for_each(|chunk| chunk.store(FRESH, Ordering::Release));
         }
+    }
+
+    /// Does some work while other threads read again what was here before the last refresh: the work will want
+    /// about the same.
+    pub(crate) fn fetching<T>(&self, mapping: &Mapping, work: impl FnOnce() -> T) -> T {
+        const MOST: usize = 4;
+        let threads =
+            thread::available_parallelism().map_or(1, NonZero::get).saturating_sub(1).clamp(1, MOST);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for first in 0..threads {
+                let chunks = self.chunks.iter().enumerate().skip(first).step_by(threads);
+                scope.spawn(|| {
+                    let stale = chunks.filter(|(_, chunk)| chunk.load(Ordering::Relaxed) == STALE);
+                    for (i, _) in stale.take_while(|_| !done.load(Ordering::Relaxed)) {
+                        self.fill(mapping, i);
+                    }
+                });
+            }
+            let result = work();
+            done.store(true, Ordering::Relaxed);
+            result
+        })
     }
 
     /// The first failure.

@@ -56,6 +56,15 @@ impl Ram {
         }
     }
 
+    /// Does some work on a VM that stands still. Meanwhile what was copied from its process before the last
+    /// [`Ram::refresh`] is copied again, ahead of the work. Worth it for work that was done before.
+    pub fn fetching<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.mirror {
+            Some(mirror) => mirror.fetching(&self.mapping, work),
+            None => work(),
+        }
+    }
+
     /// Whether everything so far could be read. [`Ram::word`] has no error of its own, so whoever concludes
     /// something from what was read asks this first.
     pub fn check(&self) -> Result<(), MemoryError> {

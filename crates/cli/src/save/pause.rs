@@ -186,9 +186,12 @@ fn still(
     };
     done("vCPUs known");
     let options = options(task.policy, task.policy.save.best_effort());
-    let selection = Selection::of(task.kernel, task.policy).map_err(Held::Plan)?;
-    let outcome = plan(task.kernel, &selection, &states, options).map_err(Held::Plan)?;
+    let planned = task.kernel.ram().fetching(|| {
+        let selection = Selection::of(task.kernel, task.policy)?;
+        Ok((plan(task.kernel, &selection, &states, options)?, selection))
+    });
     task.kernel.ram().check()?;
+    let (outcome, selection) = planned.map_err(Held::Plan)?;
     done("planned");
     let ram = task.kernel.ram();
     let sent = match vcpus {

@@ -107,7 +107,8 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
             // What stands in the way is wanted as a list, not as a refusal.
             let options = options(policy, true);
             let begin = Instant::now();
-            let planned = Selection::of(kernel, policy).and_then(|selection| {
+            let planned = kernel.ram().fetching(|| {
+                let selection = Selection::of(kernel, policy)?;
                 let mut outcome = plan(kernel, &selection, &vcpus, options)?;
                 let planning = begin.elapsed();
                 // A save does this in the copy.

@@ -129,6 +129,28 @@ fn a_look_at_every_frame_keeps_only_some() {
 }
 
 #[test]
+fn what_was_read_before_is_fetched_ahead_of_work() {
+    let mut memory = Mapping::anonymous(LEN).unwrap();
+    assert!(memory.write(0, &[1; LEN]));
+    let ram = ProcessRam { pid: std::process::id(), address: memory.address() as u64, file: None };
+    let mapping = Mapping::sparse(LEN).unwrap();
+    let mirror = Mirror::new(ram, &mapping).unwrap();
+    assert!(mirror.bring(&mapping, 3 * CHUNK, 1) && mirror.bring(&mapping, 7 * CHUNK, 1));
+    mirror.refresh();
+    assert!(memory.write(0, &[2; LEN]));
+    let here = || mirror.chunks.iter().map(|chunk| chunk.load(Ordering::Acquire) == HERE);
+    assert_eq!(here().filter(|here| *here).count(), 0);
+    mirror.fetching(&mapping, || {
+        while here().filter(|here| *here).count() < 3 {
+            thread::yield_now();
+        }
+    });
+    let fetched: Vec<_> = here().enumerate().filter(|(_, here)| *here).map(|(i, _)| i).collect();
+    assert_eq!(fetched, [0, 3, 7], "the first one is read at once when a mirror is made");
+    assert_eq!(mapping.word(3 * CHUNK), Some(0x0202_0202_0202_0202));
+}
+
+#[test]
 fn threads_see_the_same() {
     let mut memory = Mapping::anonymous(LEN).unwrap();
     let content: Vec<u8> = (0..LEN / 8).flat_map(|i| (i as u64).to_le_bytes()).collect();
