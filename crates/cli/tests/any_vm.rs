@@ -3,7 +3,7 @@
 mod support;
 
 use elision_qemu::Vm;
-use elision_testbed::{Guest, GuestOptions, RamMode, Spawn};
+use elision_testbed::{Endpoints, Guest, GuestOptions, RamMode, Spawn};
 use serde_json::Value;
 use std::process::Command;
 use support::{Images, copies, elision, json, restore, save};
@@ -98,15 +98,19 @@ fn close(a: u64, b: u64) -> bool {
     a.abs_diff(b) <= b / 4
 }
 
-/// An image without the victim runs, and the bystander with it.
+/// An image without the victim runs by the command that was recorded, and the bystander with it.
 fn saved_and_restored(guest: Guest, options: &GuestOptions, what: &str) {
     let images = Images::new();
     let image = images.path("image");
     json(&mut save(&guest, &image, &["uid=1234"]));
     let found = copies(&image, &["victim", "bystander"]);
     assert!(found[0] == 0 && found[1] > 1000, "{what}: {found:?}");
+    // The command names files and sockets of the guest's folder, which goes with the guest.
+    let folder = guest.endpoints().folder().to_owned();
     drop(guest);
-    let mut restored = restore(options, &image);
+    std::fs::create_dir(&folder).expect("the folder is gone");
+    json(elision().arg("restore").arg(&image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket()));
+    let mut restored = options.attach(&folder).expect("the restored guest answers");
     let before = restored.control().count("bystander").expect("counters");
     assert!(restored.control().health(1).expect("it answers").errors.is_empty(), "{what}");
     assert!(restored.control().count("bystander").expect("counters") > before, "{what}: it stands still");
