@@ -149,7 +149,7 @@ fn ram_on_both_sides_of_the_pci_hole_is_read_in_qemu() {
     assert!(found.0 >= PLANTED && found.1 > (4 << 30) / 4096, "{found:?}");
 }
 
-/// Huge pages of the host, for as long as a test needs them.
+/// So many more huge pages of the host, for as long as a test needs them.
 struct HugePages(u64);
 
 impl HugePages {
@@ -161,15 +161,17 @@ impl HugePages {
 
     /// Reserves more of them, 2 MiB each, if this host and its rights allow it.
     fn reserve(more: u64) -> Option<Self> {
-        let pages = Self(Self::count());
-        std::fs::write(Self::COUNT, (pages.0 + more).to_string()).ok()?;
-        (Self::count() >= pages.0 + more).then_some(pages)
+        let before = Self::count();
+        std::fs::write(Self::COUNT, (before + more).to_string()).ok()?;
+        let pages = Self(Self::count().saturating_sub(before));
+        (pages.0 >= more).then_some(pages)
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        let _ = std::fs::write(Self::COUNT, self.0.to_string());
+        // Another run of the test may have some too.
+        let _ = std::fs::write(Self::COUNT, Self::count().saturating_sub(self.0).to_string());
     }
 }
 
