@@ -237,7 +237,8 @@ fn a_vm_that_somebody_else_continued_is_refused() {
 #[test]
 fn without_rights_to_userfaultfd_it_is_refused_and_nothing_is_lost() {
     let window = Window::new();
-    let options = window.added_to(GuestOptions::new("6.1")).extra(&["-runas", "nobody"]);
+    let options = GuestOptions::new("6.1").ram(RamMode::Shared).extra(&["-runas", "nobody"]);
+    let options = window.added_to(options);
     let mut guest = options.boot().expect("the guest boots");
     guest.control().spawn(&Spawn::new("victim", PLACES, "sleep=20ms").uid(1234)).expect("a process");
     let images = Images::new();

@@ -117,7 +117,7 @@ impl<'a> StreamWriter<'a> {
     pub(crate) fn finish(mut self) -> Result<(File, RamLayout, Written), ImageError> {
         self.flush()?;
         let written = self.written * PAGE;
-        let dropped = self.plan.drops.iter().map(|run| run.count * PAGE).sum();
+        let dropped = self.dropped();
         let all = self.layout.ram_bytes();
         let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
         let len = self.layout.file_len();
@@ -125,6 +125,10 @@ impl<'a> StreamWriter<'a> {
         let data = chunks.map(|(i, _)| FileOffset(i * MIN_CHUNK)..FileOffset(((i + 1) * MIN_CHUNK).min(len)));
         let written = Written { stats, data: data.collect(), late: self.late };
         Ok((self.file, self.layout, written))
+    }
+
+    fn dropped(&self) -> u64 {
+        self.plan.drops.iter().map(|run| run.count * PAGE).sum()
     }
 
     /// Past the end of what the guest sees everything is left out.
@@ -166,7 +170,7 @@ impl<'a> StreamWriter<'a> {
     }
 
     fn flush(&mut self) -> Result<(), ImageError> {
-        let needed = self.layout.ram_bytes();
+        let needed = self.layout.ram_bytes().saturating_sub(self.dropped());
         self.file
             .write_all_at(&self.run, self.run_start)
             .map_err(|e| ImageError::io("write", &self.path, e).or_full(needed))?;
