@@ -11,6 +11,7 @@
 //! memory is read once. RAM file bytes that the layout gives no place are left out.
 
 use crate::checksum::MIN_CHUNK;
+use crate::room::Room;
 use crate::tasks::{Task, tasks};
 use crate::{ImageError, RAM};
 use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram, Staging};
@@ -109,26 +110,26 @@ struct Work<'a> {
     memory: Option<&'a mut [u8]>,
 }
 
-/// Copies RAM by `plan`, but for the late frames: into `staging` as much as fits in `room` bytes, the rest into
+/// Copies RAM by `plan`, but for the late frames: into memory as much as there is `room` for, the rest into
 /// `file`, which is empty. Gives the offset from which on it went to the file.
 pub(crate) fn copy(
     file: &File,
     path: &Path,
     ram: &Ram,
     plan: &Plan,
-    (staging, room): (&mut Staging, u64),
+    room: &mut Room,
     threads: usize,
 ) -> Result<(Written, FileOffset), ImageError> {
     check(plan, ram)?;
     let late = Late::take(ram, plan)?;
     let path = path.join(RAM);
-    let tasks = tasks(ram, plan);
+    let tasks = tasks(ram, &ram.populated_since(&room.populated), plan);
     let needed = tasks.iter().map(Task::bytes).sum();
     let full = |e: ImageError| e.or_full(needed);
     file.set_len(ram.layout().file_len()).map_err(|e| full(ImageError::io("write", &path, e)))?;
 
-    let from = fits(&tasks, room);
-    let work = Mutex::new(work(&tasks, staging, from).into_iter());
+    let from = fits(&tasks, room.bytes);
+    let work = Mutex::new(work(&tasks, &mut room.staging, from).into_iter());
     let next = || work.lock().ok().and_then(|mut work| work.next());
     let worker = || -> Result<Vec<Range<FileOffset>>, ImageError> {
         let (mut buf, mut runs) = (vec![0; BUFFER], Vec::new());

@@ -11,8 +11,48 @@ use std::path::Path;
 /// Huge pages are worth their size where this much of them is filled.
 const HUGE: u64 = 2 << 20;
 
+/// Memory for a copy.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) staging: Staging,
+    /// How much of it may be used.
+    pub(crate) bytes: u64,
+    /// What of RAM was populated when it was made.
+    pub(crate) populated: Vec<Range<FileOffset>>,
+}
+
+impl Room {
+    /// Address space, and no memory yet.
+    pub(crate) fn new(ram: &Ram) -> std::io::Result<Self> {
+        let staging = Staging::new(ram.layout().file_len())?;
+        Ok(Self { staging, bytes: available(), populated: Vec::new() })
+    }
+
+    /// Takes memory for what a copy by `guess` would hold, and maps what would be copied.
+    pub(crate) fn populate(&mut self, ram: &Ram, guess: &Plan) {
+        self.populated = ram.populated();
+        let tasks = tasks(ram, &self.populated, guess);
+        let end = crate::ram_writer::fits(&tasks, self.bytes);
+        let parts: Vec<Range<FileOffset>> =
+            tasks.iter().map(|task| task.offset..FileOffset(task.offset.0 + task.bytes())).collect();
+        let staged = parts.get(..parts.partition_point(|part| part.start < end)).unwrap_or_default();
+        for dense in dense(staged) {
+            if let Err(error) = self.staging.prefer_huge(&dense) {
+                tracing::debug!(%error, "no huge pages for the copy");
+                break;
+            }
+        }
+        // Both are mere help: what fails here happens by itself while memory is copied.
+        let populated = staged.par_iter().try_for_each(|part| self.staging.populate(part));
+        let mapped = parts.par_iter().try_for_each(|part| ram.prefault(part));
+        if let Err(error) = populated.and(mapped) {
+            tracing::debug!(%error, "memory is mapped as it is copied, in the pause");
+        }
+    }
+}
+
 /// Bytes that a copy may take: half of what the host, and the control groups of this process, have left.
-pub(crate) fn available() -> u64 {
+fn available() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|kib| kib.parse().ok());
@@ -28,27 +68,6 @@ pub(crate) fn available() -> u64 {
 fn left_in(group: &Path) -> Option<u64> {
     let number = |name| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
     Some(number("memory.max")?.saturating_sub(number("memory.current")?))
-}
-
-/// Takes memory for what a copy by `guess` would hold, up to `room` bytes, and maps what would be copied.
-pub(crate) fn populate(staging: &Staging, ram: &Ram, guess: &Plan, room: u64) {
-    let tasks = tasks(ram, guess);
-    let end = crate::ram_writer::fits(&tasks, room);
-    let parts: Vec<Range<FileOffset>> =
-        tasks.iter().map(|task| task.offset..FileOffset(task.offset.0 + task.bytes())).collect();
-    let staged = parts.get(..parts.partition_point(|part| part.start < end)).unwrap_or_default();
-    for dense in dense(staged) {
-        if let Err(error) = staging.prefer_huge(&dense) {
-            tracing::debug!(%error, "no huge pages for the copy");
-            break;
-        }
-    }
-    // Both are mere help: what fails here happens by itself while memory is copied.
-    let populated = staged.par_iter().try_for_each(|part| staging.populate(part));
-    let mapped = parts.par_iter().try_for_each(|part| ram.prefault(part));
-    if let Err(error) = populated.and(mapped) {
-        tracing::debug!(%error, "memory is mapped as it is copied, in the pause");
-    }
 }
 
 /// Runs of huge pages that `parts`, which ascend, fill by half or more.

@@ -1,7 +1,7 @@
 //! What of RAM is to be copied, in pieces that threads can share.
 //!
 //! ```text
-//! RAM file   [data][hole][data .............][hole]     asked once, up front
+//! RAM file   [data][hole][data .............][hole]
 //! tasks      [t0  ]      [t1      ][t2      ]           at most 4 MiB, within a region, without drops and late
 //! ```
 
@@ -34,9 +34,9 @@ impl Task {
 /// What is to be copied: populated, mapped by the layout, not dropped; cut at each 4 MiB of the file.
 ///
 /// An edit of a page that is a hole must be written too, so holes with edits are added.
-pub(crate) fn tasks(ram: &Ram, plan: &Plan) -> Vec<Task> {
+pub(crate) fn tasks(ram: &Ram, populated: &[Range<FileOffset>], plan: &Plan) -> Vec<Task> {
     let mut parts: Vec<Range<u64>> = Vec::new();
-    for part in ram.populated() {
+    for part in populated {
         parts.push(part.start.0 / PAGE * PAGE..part.end.0.div_ceil(PAGE) * PAGE);
     }
     for edit in &plan.edits {

@@ -9,12 +9,13 @@
 use crate::drain::{Target, drain};
 use crate::partial::Partial;
 use crate::ram_writer::{Late, Written};
+use crate::room::Room;
 use crate::{
     EXCLUSIONS, Exclusions, FORMAT, FileSum, Files, ImageError, MANIFEST, RAM, RamFile, RamStats, STATE,
     StreamWriter,
 };
-use crate::{Manifest, checksum, ram_writer, room};
-use elision_memory::{FileOffset, PAGE_SIZE, Ram, Staging};
+use crate::{Manifest, checksum, ram_writer};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram};
 use elision_plan::{Edit, Plan};
 use rustix::fs::{Mode, OFlags};
 use std::fs::{File, OpenOptions};
@@ -32,8 +33,7 @@ mod tests;
 pub struct ImageWriter {
     partial: Partial,
     started: Instant,
-    /// Memory for a copy of RAM, and how much of it may be used, in bytes.
-    room: Option<(Staging, u64)>,
+    room: Option<Room>,
     ram: Option<RamImage>,
     state: Option<File>,
     exclusions: Option<File>,
@@ -86,15 +86,14 @@ impl ImageWriter {
     ///
     /// At most half of what the host can spare is taken. Without this, memory is taken as the copy grows.
     pub fn make_room(&mut self, ram: &Ram, guess: &Plan) -> Result<(), ImageError> {
-        let (staging, bytes) = self.empty_room(ram)?;
-        room::populate(&staging, ram, guess, bytes);
-        self.room = Some((staging, bytes));
+        let mut room = self.empty_room(ram)?;
+        room.populate(ram, guess);
+        self.room = Some(room);
         Ok(())
     }
 
-    fn empty_room(&self, ram: &Ram) -> Result<(Staging, u64), ImageError> {
-        let staging = Staging::new(ram.layout().file_len());
-        Ok((staging.map_err(|e| self.failed("take memory for", RAM, e))?, room::available()))
+    fn empty_room(&self, ram: &Ram) -> Result<Room, ImageError> {
+        Room::new(ram).map_err(|e| self.failed("take memory for", RAM, e))
     }
 
     /// Copies RAM as the plan says, with `threads` threads (at least one, at most 64): into memory as far as the
@@ -105,11 +104,11 @@ impl ImageWriter {
     pub fn write_ram(&mut self, ram: &Ram, plan: &Plan, threads: usize) -> Result<RamStats, ImageError> {
         self.ram = None;
         let file = self.new_file(RAM)?;
-        let (mut staging, room) = self.room.take().map_or_else(|| self.empty_room(ram), Ok)?;
+        let mut room = self.room.take().map_or_else(|| self.empty_room(ram), Ok)?;
         let path = self.partial.path();
-        let (written, from) = ram_writer::copy(&file, path, ram, plan, (&mut staging, room), threads)?;
+        let (written, from) = ram_writer::copy(&file, path, ram, plan, &mut room, threads)?;
         let stats = written.stats;
-        let copy = staging.into_ram(ram.layout().clone(), &self.open(RAM)?, from)?;
+        let copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, from)?;
         self.ram = Some(RamImage::new(file, written, copy, from)?);
         Ok(stats)
     }

@@ -1,7 +1,7 @@
 //! Guest RAM to read: of a running VM through its shared RAM file or through its process, or of a file at rest.
 
 use crate::error::MemoryError;
-use crate::extents::{extents, whole};
+use crate::extents::{extents, extents_since, whole};
 use crate::mapping::Mapping;
 use crate::mirror::Mirror;
 use crate::process::ProcessRam;
@@ -141,6 +141,15 @@ impl Ram {
             (None, Some(mirror)) => mirror.populated(self.mapping.len()),
             (None, None) => whole(len),
         };
+        parts.into_iter().map(|part| FileOffset(part.start)..FileOffset(part.end)).collect()
+    }
+
+    /// The same when `earlier` was the answer a while ago: quick where not much has changed.
+    #[must_use]
+    pub fn populated_since(&self, earlier: &[Range<FileOffset>]) -> Vec<Range<FileOffset>> {
+        let Some(file) = &self.file else { return self.populated() };
+        let earlier: Vec<_> = earlier.iter().map(|part| part.start.0..part.end.0).collect();
+        let parts = extents_since(file, self.file_len(), &earlier);
         parts.into_iter().map(|part| FileOffset(part.start)..FileOffset(part.end)).collect()
     }
 

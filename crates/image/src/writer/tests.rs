@@ -47,7 +47,7 @@ fn little_memory_changes_nothing_but_the_way() {
         let target = dir.path().join(i.to_string());
         let mut writer = ImageWriter::create(&target).unwrap();
         writer.make_room(&ram, &plan()).unwrap();
-        writer.room.as_mut().unwrap().1 = room;
+        writer.room.as_mut().unwrap().bytes = room;
         writer.write_ram(&ram, &plan(), 2).unwrap();
         for (third, gfn) in FRAMES.into_iter().enumerate() {
             let straight = third >= i && room != u64::MAX;
