@@ -165,6 +165,12 @@ impl Ram {
         if start < end { self.mapping.prefault(start, end - start) } else { Ok(()) }
     }
 
+    /// The same with what is not populated, which fills the holes of a shared file: for a VM whose QEMU is about to
+    /// fill them itself, and had better not do it while the VM stands still.
+    pub fn fill_in(&self) -> io::Result<()> {
+        if self.mirror.is_some() { Ok(()) } else { self.mapping.prefault(0, self.mapping.len()) }
+    }
+
     /// Every frame that may hold data, by the order of the RAM file.
     ///
     /// Whoever looks at all of them would have a copy of a whole process's memory in the end, so what was read is
@@ -254,6 +260,17 @@ mod tests {
         let mut bytes = [0; 4];
         ram.read(Gpa(512 << 10), &mut bytes).unwrap();
         assert_eq!(&bytes, b"data");
+    }
+
+    #[test]
+    fn holes_are_filled_on_request_only() {
+        let file = File::from(rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::empty()).unwrap());
+        file.set_len(1 << 20).unwrap();
+        let ram = Ram::shared(&file, RamLayout::flat(1 << 20).unwrap()).unwrap();
+        assert_eq!(ram.populated(), []);
+        ram.fill_in().unwrap();
+        assert_eq!(ram.populated(), [FileOffset(0)..FileOffset(1 << 20)]);
+        assert_eq!(ram.word(Gpa(4096)), Some(0));
     }
 
     #[test]

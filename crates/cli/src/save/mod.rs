@@ -61,11 +61,17 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     Selection::of(&kernel, &policy).map(drop).or_else(|e| if e.is_transient() { Ok(()) } else { Err(e) })?;
 
     let bar = out.spinner("copying memory");
-    if way == Way::Shared {
-        match retry(|| elision_plan::guess(&kernel)) {
+    match way {
+        Way::Shared => match retry(|| elision_plan::guess(&kernel)) {
             Ok(guess) => writer.make_room(&ram, &guess)?,
             Err(error) => tracing::debug!(%error, "memory for the copy is taken in the pause"),
+        },
+        Way::Live => {
+            if let Err(error) = ram.fill_in() {
+                tracing::debug!(%error, "QEMU fills in its memory in the pause");
+            }
         }
+        Way::Stream => {}
     }
     rehearse(&mut vm, &kernel, &policy);
     let task = Task { kernel: &kernel, policy: &policy, way, threads: threads(args) };
