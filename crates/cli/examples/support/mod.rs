@@ -6,7 +6,6 @@
 pub(crate) mod cleanup;
 pub(crate) mod machine;
 pub(crate) mod plain;
-pub(crate) mod planning;
 pub(crate) mod show;
 #[path = "../../src/text.rs"]
 pub(crate) mod text;

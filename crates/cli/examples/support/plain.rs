@@ -77,7 +77,8 @@ pub(crate) fn restore(command: &[String], socket: &Path, path: &Path) -> Result<
     Ok(())
 }
 
-fn wait_completed(qmp: &mut Qmp) -> Result<(), Failure> {
+/// Waits for the end of a migration.
+pub(crate) fn wait_completed(qmp: &mut Qmp) -> Result<(), Failure> {
     let begin = Instant::now();
     while begin.elapsed() < LIMIT {
         let info = qmp.execute("query-migrate", json!({}))?;
