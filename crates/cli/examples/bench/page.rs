@@ -78,7 +78,7 @@ pub(crate) fn text(measured: &Measured, date: &str) -> Result<String, Failure> {
     plot(&mut text, "pause", "How long each way pauses the VM");
     measured.others.iter().for_each(|result| section(&mut text, result));
     text.push_str("## The same in VMs of different sizes\n\n");
-    text.push_str("192 MiB filled. A save grows with what is kept, not with the size of the VM.\n\n");
+    text.push_str("With 192 MiB filled in each.\n\n");
     text.push_str(
         "| MiB | way | VM paused, ms | total, ms | size on disk, MiB |\n|---:|---|---:|---:|---:|\n",
     );

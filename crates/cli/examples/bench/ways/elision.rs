@@ -9,24 +9,40 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A save by Elision.
-pub(crate) struct Elision {
-    /// Without the process `vault`, or with every process.
-    pub(crate) excluded: bool,
+#[derive(PartialEq, Eq)]
+pub(crate) enum Elision {
+    /// With every process.
+    Plain,
+    /// Without the process `vault`.
+    Excluded,
+    /// The same while the VM runs.
+    Live,
 }
 
 impl Way for Elision {
     fn name(&self) -> &'static str {
-        if self.excluded { "elision save, one process excluded" } else { "elision save, nothing excluded" }
+        match self {
+            Self::Plain => "elision save, nothing excluded",
+            Self::Excluded => "elision save, one process excluded",
+            Self::Live => "elision save --live, one process excluded",
+        }
     }
 
     fn file(&self) -> &'static Path {
-        Path::new(if self.excluded { "elided.elision" } else { "plain.elision" })
+        Path::new(match self {
+            Self::Plain => "plain.elision",
+            Self::Excluded => "elided.elision",
+            Self::Live => "live.elision",
+        })
     }
 
     fn save(&self, socket: &Path) -> Result<Saved, Failure> {
         let mut words = vec!["save".to_owned(), "--qmp".to_owned(), socket.display().to_string()];
-        if self.excluded {
+        if *self != Self::Plain {
             words.extend(["--exclude".to_owned(), "comm=vault".to_owned()]);
+        }
+        if *self == Self::Live {
+            words.push("--live".to_owned());
         }
         words.push(self.file().display().to_string());
         let begin = Instant::now();

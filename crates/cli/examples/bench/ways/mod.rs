@@ -53,14 +53,15 @@ pub(crate) trait Way {
 /// All of them. The third is what the others are compared with.
 pub(crate) fn all() -> Vec<Box<dyn Way>> {
     let mut ways = pair();
-    ways.insert(1, Box::new(elision::Elision { excluded: true }));
+    ways.insert(1, Box::new(elision::Elision::Excluded));
     ways.push(Box::new(internal::Internal));
     ways.push(Box::new(background::Background));
+    ways.push(Box::new(elision::Elision::Live));
     ways.push(Box::new(dump::Dump));
     ways
 }
 
 /// Elision, and what it is compared with.
 pub(crate) fn pair() -> Vec<Box<dyn Way>> {
-    vec![Box::new(elision::Elision { excluded: false }), Box::new(stream::Stream)]
+    vec![Box::new(elision::Elision::Plain), Box::new(stream::Stream)]
 }
