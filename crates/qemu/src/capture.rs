@@ -75,9 +75,20 @@ impl Vm {
         })
     }
 
-    /// Whether [`Vm::snapshot`] can work here: asks QEMU, and changes nothing.
-    pub fn check_snapshot(&mut self) -> Result<()> {
-        self.with_settings(Form::Snapshot, |_| Ok(()))
+    /// Sets QEMU's settings for [`Vm::snapshot`], which is an error where none can be taken: QEMU tries to guard
+    /// all memory then, which would make the pause longer. Whatever comes, put them back by [`Vm::put_back`].
+    pub fn allow_snapshots(&mut self) -> Result<()> {
+        let before = MigrationSettings::read(&mut self.qmp)?;
+        set(&mut self.qmp, Form::Snapshot, &before).inspect_err(|_| {
+            if let Err(e) = before.put_back(&mut self.qmp) {
+                tracing::warn!("cannot put QEMU's migration settings back: {e}");
+            }
+        })
+    }
+
+    /// Makes QEMU's settings these again.
+    pub fn put_back(&mut self, settings: &MigrationSettings) -> Result<()> {
+        settings.put_back(&mut self.qmp)
     }
 
     /// What a guardian must do should this process die during a save. Ask before the VM is stopped.
@@ -98,15 +109,7 @@ impl Vm {
     fn with_settings<T>(&mut self, form: Form, work: impl FnOnce(&mut Qmp) -> Result<T>) -> Result<T> {
         let qmp = &mut self.qmp;
         let before = MigrationSettings::read(qmp)?;
-        if !before.knows(form) {
-            return Err(QemuError::NoSnapshot { why: "this version of QEMU has none".into() });
-        }
-        let set = before.for_capture(form).apply(qmp, &before);
-        let set = set.map_err(|error| match error {
-            QemuError::Refused { desc, .. } if form == Form::Snapshot => QemuError::NoSnapshot { why: desc },
-            error => error,
-        });
-        let result = set.and_then(|()| work(qmp));
+        let result = set(qmp, form, &before).and_then(|()| work(qmp));
         let put_back = before.put_back(qmp);
         if let (Err(_), Err(e)) = (&result, &put_back) {
             tracing::warn!("cannot put QEMU's migration settings back: {e}");
@@ -115,6 +118,17 @@ impl Vm {
         put_back?;
         Ok(done)
     }
+}
+
+/// Makes the settings those for a form, where they are not yet.
+fn set(qmp: &mut Qmp, form: Form, before: &MigrationSettings) -> Result<()> {
+    if !before.knows(form) {
+        return Err(QemuError::NoSnapshot { why: "this version of QEMU has none".into() });
+    }
+    before.for_capture(form).apply(qmp, before).map_err(|error| match error {
+        QemuError::Refused { desc, .. } if form == Form::Snapshot => QemuError::NoSnapshot { why: desc },
+        error => error,
+    })
 }
 
 fn can_migrate(state: RunState) -> Result<()> {

@@ -68,12 +68,26 @@ pub(super) fn capture(vm: &mut Vm, task: &Task<'_>, writer: &mut ImageWriter) ->
     let runs = duty.resume;
     let program = std::env::current_exe().map_err(|e| Failure::io("find", Path::new("elision"), &e))?;
     let guardian = Guardian::spawn(&program, &["guard"], &duty)?;
-    if task.way == Way::Live {
-        if let Err(error) = vm.check_snapshot() {
-            guardian.dismiss()?;
-            return Err(error.into());
-        }
+    if task.way != Way::Live {
+        return look(vm, task, writer, guardian, runs);
     }
+    if let Err(error) = vm.allow_snapshots() {
+        guardian.dismiss()?;
+        return Err(error.into());
+    }
+    let captured = look(vm, task, writer, guardian, runs);
+    let put_back = vm.put_back(&duty.settings);
+    captured.and_then(|captured| put_back.map(|()| captured).map_err(Failure::from))
+}
+
+/// Looks at the VM until it can be copied.
+fn look(
+    vm: &mut Vm,
+    task: &Task<'_>,
+    writer: &mut ImageWriter,
+    guardian: Guardian,
+    runs: bool,
+) -> Result<Captured, Failure> {
     let sought = Instant::now();
     for looks in 1.. {
         let began = SystemTime::now();
