@@ -28,15 +28,20 @@ fn slot(ram: &Ram, counter: &counters::Found) -> [u8; 64] {
     bytes
 }
 
-fn kept_its_moment(options: &GuestOptions) {
-    let window = Window::new();
-    let mut guest = window.added_to(options.clone()).boot().expect("the guest boots");
+/// Two processes of one user, and one that stays.
+fn play(guest: &mut Guest) -> ([i32; 2], i32) {
     let mut spawn = |label: &str, mode: &str, uid: u32| {
         let spawn = Spawn::new(label, PLACES, mode).uid(uid);
         guest.control().spawn(&spawn).unwrap_or_else(|e| panic!("{label}: {e}")).pid
     };
     let victims = [spawn("victim-spins", "spin", 1234), spawn("victim-sleeps", "sleep=20ms", 1234)];
-    let stays = spawn("stays", "spin", 77);
+    (victims, spawn("stays", "spin", 77))
+}
+
+fn kept_its_moment(options: &GuestOptions) {
+    let window = Window::new();
+    let mut guest = window.added_to(options.clone()).boot().expect("the guest boots");
+    let (victims, stays) = play(&mut guest);
     let images = Images::new();
     let plain = json(&mut live(&guest, &images.path("plain"), &[]));
     assert_eq!(plain["way"], "live");
@@ -123,12 +128,7 @@ fn a_live_save_without_shared_memory_is_of_one_moment() {
 fn without_shared_memory_qemu_sends_it() {
     let options = GuestOptions::new("6.12").ram(RamMode::Plain);
     let mut guest = options.boot().expect("the guest boots");
-    let mut spawn = |label: &str, mode: &str, uid: u32| {
-        let spawn = Spawn::new(label, PLACES, mode).uid(uid);
-        guest.control().spawn(&spawn).unwrap_or_else(|e| panic!("{label}: {e}")).pid
-    };
-    let victims = [spawn("victim-spins", "spin", 1234), spawn("victim-sleeps", "sleep=20ms", 1234)];
-    let stays = spawn("stays", "spin", 77);
+    let (victims, stays) = play(&mut guest);
     let images = Images::new();
     let labels = ["victim-spins", "victim-sleeps", "stays"];
     let plain = json(&mut save_as(false, &guest, &images.path("plain"), &[]));
