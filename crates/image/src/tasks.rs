@@ -6,7 +6,7 @@
 //! ```
 
 use crate::checksum::MIN_CHUNK;
-use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
+use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram, joined};
 use elision_plan::Plan;
 use std::ops::Range;
 
@@ -44,14 +44,7 @@ pub(crate) fn tasks(ram: &Ram, populated: &[Range<FileOffset>], plan: &Plan) -> 
             parts.push(offset.0..offset.0 + PAGE);
         }
     }
-    parts.sort_by_key(|part| part.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for part in parts {
-        match merged.last_mut() {
-            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
-            _ => merged.push(part),
-        }
-    }
+    let merged = joined(parts);
     let drops = plan.drops.iter().map(|run| run.first.0..run.first.0 + run.count);
     let mut skipped: Vec<_> = drops.chain(plan.late.iter().map(|run| run.start.0..run.end.0)).collect();
     skipped.sort_by_key(|run| run.start);

@@ -15,7 +15,7 @@ use crate::{
     StreamWriter,
 };
 use crate::{Manifest, checksum, ram_writer};
-use elision_memory::{FileOffset, PAGE_SIZE, Ram};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
 use elision_plan::{Edit, Plan};
 use rustix::fs::{Mode, OFlags};
 use std::fs::{File, OpenOptions};
@@ -263,17 +263,4 @@ impl ImageWriter {
     fn failed(&self, action: &'static str, name: &str, error: std::io::Error) -> ImageError {
         ImageError::io(action, &self.path(name), error)
     }
-}
-
-/// Sorted, and those that touch as one.
-fn joined(mut runs: Vec<Range<FileOffset>>) -> Vec<Range<FileOffset>> {
-    runs.sort_by_key(|run| run.start);
-    let mut all: Vec<Range<FileOffset>> = Vec::with_capacity(runs.len());
-    for run in runs {
-        match all.last_mut() {
-            Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
-            _ => all.push(run),
-        }
-    }
-    all
 }

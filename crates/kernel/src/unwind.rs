@@ -23,9 +23,6 @@ layout! {
         switch_bp: offset("inactive_task_frame", &["bp"]),
         switch_ip: offset("inactive_task_frame", &["ret_addr"]),
         bp: offset("pt_regs", &["bp"]),
-        ip: offset("pt_regs", &["ip"]),
-        cs: offset("pt_regs", &["cs"]),
-        sp: offset("pt_regs", &["sp"]),
     }
 }
 
@@ -65,7 +62,7 @@ impl Kernel<'_> {
 
     /// The function that was called with the user registers before it. `None` for a thread that has not run yet.
     fn outermost_frame(&self, stack: &Stack, orc: &Orc<'_, '_>) -> Result<Option<Frame>, KernelError> {
-        let layout = &self.profile.unwind;
+        let (layout, regs) = (&self.profile.unwind, &self.profile.stack);
         let registers = self.registers_on(stack)?;
         let word = |at: Gva| self.u64(at, WHAT).map(Gva);
         let torn = |why| KernelError::Torn { what: WHAT, at: stack.base, why };
@@ -103,13 +100,13 @@ impl Kernel<'_> {
                 }
                 Kind::Registers | Kind::Interrupt => {
                     let whole = rule.kind == Kind::Registers;
-                    let saved = if whole { end } else { Gva(end.0.wrapping_sub(layout.ip)) };
-                    if self.u16(saved.wrapping_add(layout.cs), WHAT)? & 3 != 0 {
+                    let saved = if whole { end } else { Gva(end.0.wrapping_sub(regs.ip)) };
+                    if self.u16(saved.wrapping_add(regs.cs), WHAT)? & 3 != 0 {
                         return Err(torn("it has user registers in its middle"));
                     }
                     bp = if whole { word(saved.wrapping_add(layout.bp))? } else { caller_bp };
-                    sp = word(saved.wrapping_add(layout.sp))?;
-                    ip = word(saved.wrapping_add(layout.ip))?;
+                    sp = word(saved.wrapping_add(regs.user_sp))?;
+                    ip = word(saved.wrapping_add(regs.ip))?;
                     if sp <= end {
                         return Err(torn("interrupted code stood outside"));
                     }

@@ -62,6 +62,20 @@ pub(crate) fn whole(len: u64) -> Vec<Range<u64>> {
     std::iter::once(0..len).collect()
 }
 
+/// Ranges in any order, ascending; those that touch or overlap as one.
+#[must_use]
+pub fn joined<T: Copy + Ord>(mut parts: Vec<Range<T>>) -> Vec<Range<T>> {
+    parts.sort_by_key(|part| part.start);
+    let mut joined: Vec<Range<T>> = Vec::with_capacity(parts.len());
+    for part in parts {
+        match joined.last_mut() {
+            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
+            _ => joined.push(part),
+        }
+    }
+    joined
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,7 @@ mod staging;
 
 pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
 pub use error::MemoryError;
+pub use extents::joined;
 pub use layout::{LayoutError, RamLayout, RamRegion};
 pub use page_table::{Budget, Leaf, LeafSize, Node, PageTables, Translation, WalkError};
 pub use process::ProcessRam;

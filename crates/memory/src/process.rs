@@ -10,7 +10,7 @@
 //! it tells nothing more, whoever has the number then.
 
 use crate::PAGE_SIZE;
-use crate::extents::extents;
+use crate::extents::{extents, joined};
 use crate::mapping::read_process;
 use rustix::io::Errno;
 use std::fs::File;
@@ -103,17 +103,4 @@ impl Source {
         };
         Ok(entries.chunks_exact(ENTRY).map(is_there).collect())
     }
-}
-
-/// Ranges in any order, ascending and without overlap.
-fn joined(mut parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    parts.sort_by_key(|part| part.start);
-    let mut joined: Vec<Range<u64>> = Vec::new();
-    for part in parts {
-        match joined.last_mut() {
-            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
-            _ => joined.push(part),
-        }
-    }
-    joined
 }
