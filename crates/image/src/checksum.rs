@@ -11,7 +11,7 @@
 //! ```
 
 use blake3::Hash;
-use elision_memory::FileOffset;
+use elision_memory::{FileOffset, PAGE_SIZE};
 use rayon::prelude::*;
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,6 +23,7 @@ pub(crate) const MIN_CHUNK: u64 = 4 << 20;
 /// Most chunks of one file, so that the manifest stays small.
 pub(crate) const MAX_CHUNKS: u64 = 4096;
 const BUFFER: usize = 256 << 10;
+static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
 /// Chunk length for a file of `len` bytes.
 pub(crate) fn chunk_bytes(len: u64) -> u64 {
@@ -98,6 +99,38 @@ fn hash_range(file: &File, range: Range<u64>) -> io::Result<Hash> {
     Ok(hasher.finalize())
 }
 
+/// Hash of a chunk that comes in parts, ascending, with zeros between them.
+pub(crate) struct Parts {
+    hasher: blake3::Hasher,
+    at: u64,
+    end: u64,
+}
+
+impl Parts {
+    pub(crate) fn new(chunk: Range<u64>) -> Self {
+        Self { hasher: blake3::Hasher::new(), at: chunk.start, end: chunk.end }
+    }
+
+    pub(crate) fn add(&mut self, offset: u64, bytes: &[u8]) {
+        self.zeros_to(offset);
+        self.hasher.update(bytes);
+        self.at += bytes.len() as u64;
+    }
+
+    pub(crate) fn finish(mut self) -> Hash {
+        self.zeros_to(self.end);
+        self.hasher.finalize()
+    }
+
+    fn zeros_to(&mut self, offset: u64) {
+        while self.at < offset {
+            let len = (offset - self.at).min(PAGE_SIZE as u64);
+            self.hasher.update(usize::try_from(len).ok().and_then(|len| ZEROS.get(..len)).unwrap_or(&ZEROS));
+            self.at += len;
+        }
+    }
+}
+
 /// Hash of so many zeros.
 pub(crate) fn zeros(len: u64) -> Hash {
     let (mut hasher, buf, mut left) = (blake3::Hasher::new(), vec![0; BUFFER], len);
@@ -124,6 +157,16 @@ mod tests {
         assert_eq!(chunk_hashes(&file, len, MIN_CHUNK, &known, &|_| ()).unwrap(), all);
         assert_ne!(chunk_hashes(&file, len, MIN_CHUNK, &[], &|_| ()).unwrap(), all, "control: data counts");
         assert_eq!(all[2], blake3::hash(&[0; 4096]));
+    }
+
+    #[test]
+    fn a_chunk_in_parts_has_the_hash_of_the_whole() {
+        let whole = [vec![0; 5000], vec![7; 4096], vec![0; 100], vec![9; 10], vec![0; 9000]].concat();
+        let mut parts = Parts::new(100..100 + whole.len() as u64);
+        parts.add(5100, &[7; 4096]);
+        parts.add(5100 + 4196, &[9; 10]);
+        assert_eq!(parts.finish(), blake3::hash(&whole));
+        assert_eq!(Parts::new(0..9).finish(), zeros(9));
     }
 
     #[test]

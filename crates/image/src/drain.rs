@@ -2,70 +2,31 @@
 //!
 //! ```text
 //! room for all runs is taken in the file, so that writing in parallel needs no more than the disk
-//! a chunk   read 1 MiB of the copy -> hash -> write the runs in it, past the page cache where that works
+//! a chunk   1 MiB of the copy -> hash -> write the runs in it, past the page cache where that works
 //! ```
-//! Past the page cache, because its pages would take as much memory again and time to fill.
 
 use crate::checksum::{self, zeros};
+use crate::target::{Target, pages};
 use blake3::Hash;
-use elision_memory::{FileOffset, PAGE_SIZE, Ram};
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
-use std::fs::File;
+use elision_memory::{FileOffset, Ram};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::IntoBytes;
 
 const PIECE: u64 = 1 << 20;
 /// They wait for the disk for the most part.
 const THREADS: usize = 8;
 
-/// Memory for I/O past the page cache, which wants it aligned.
-#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(4096))]
-struct Page([u8; PAGE_SIZE]);
-
-/// Where the copy goes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Target<'a> {
-    pub(crate) file: &'a File,
-    /// The same file, opened for I/O past the page cache.
-    pub(crate) direct: Option<&'a File>,
-}
-
-impl Target<'_> {
-    /// Takes the room for the runs, where the file system can.
-    fn reserve(self, runs: &[Range<FileOffset>]) -> io::Result<()> {
-        for run in runs {
-            match fallocate(self.file, FallocateFlags::KEEP_SIZE, run.start.0, run.end.0 - run.start.0) {
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-                answer => answer?,
-            }
-        }
-        Ok(())
-    }
-
-    fn write(self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if let Some(direct) = self.direct {
-            match direct.write_all_at(bytes, offset) {
-                // The disk's blocks are larger than a page.
-                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
-                answer => return answer,
-            }
-        }
-        self.file.write_all_at(bytes, offset)
-    }
-}
-
-/// Writes the runs `missing` of `copy`, and hashes each chunk; all that is not zero is in `data`. Both ascend.
+/// Writes the runs `missing` of `copy`, and hashes each chunk; all that is not zero is in `data`. Chunks whose checksum
+/// is `known`, by their number, miss nothing. All three ascend.
 pub(crate) fn drain(
     copy: &Ram,
     target: Target<'_>,
     missing: &[Range<FileOffset>],
     data: &[Range<FileOffset>],
+    known: &[(u64, Hash)],
     progress: &(dyn Fn(u64) + Sync),
 ) -> io::Result<(u64, Vec<Hash>)> {
     target.reserve(missing)?;
@@ -74,7 +35,7 @@ pub(crate) fn drain(
     let empty = zeros(chunk.min(len));
     let next = AtomicU64::new(0);
     let worker = || -> io::Result<Vec<(u64, Hash)>> {
-        let mut pages = vec![Page([0; PAGE_SIZE]); usize::try_from(PIECE).unwrap_or(0) / PAGE_SIZE];
+        let mut pages = pages(usize::try_from(PIECE).unwrap_or(0));
         let mut hashes = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +45,9 @@ pub(crate) fn drain(
             }
             let range = start..(start + chunk).min(len);
             let whole = range.end - range.start == chunk.min(len);
-            let hash = if whole && within(data, &range).next().is_none() {
+            let hash = if let Some((_, hash)) = known.iter().find(|known| known.0 == i) {
+                *hash
+            } else if whole && within(data, &range).next().is_none() {
                 empty
             } else {
                 let end = |_: &_| next.store(u64::MAX / 2, Ordering::Relaxed);
@@ -122,11 +85,15 @@ fn one(
         let piece = at..(at + PIECE).min(chunk.end);
         let part = usize::try_from(piece.end - at).ok().and_then(|len| buf.get_mut(..len));
         let part = part.ok_or(io::ErrorKind::InvalidInput)?;
-        if within(data, &piece).next().is_none() {
-            part.fill(0);
-        } else if !copy.read_file(FileOffset(at), part) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let part = match copy.staged_bytes(&piece) {
+            _ if within(data, &piece).next().is_none() => {
+                part.fill(0);
+                part
+            }
+            Some(memory) => memory,
+            None if copy.read_file(FileOffset(at), part) => part,
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        };
         hasher.update(part);
         for run in within(missing, &piece) {
             let of = |offset: u64| usize::try_from(offset - at).unwrap_or(usize::MAX);

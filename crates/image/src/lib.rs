@@ -23,6 +23,7 @@ mod ram_writer;
 mod reader;
 mod room;
 mod stream_writer;
+mod target;
 mod tasks;
 mod verify;
 mod writer;

@@ -2,30 +2,39 @@
 //! a buffer on the way, so nothing excluded is in the copy.
 //!
 //! ```text
-//! a task     read 256 KiB -> apply edits -> skip zero pages -> each run of others to the copy
-//! the copy   [ memory, written to ram.img when the VM runs again | ram.img at once ]     by offsets of ram.img
-//!            0                                                  from              len
+//! a task      read 256 KiB -> apply edits -> skip zero pages -> each run of others to the copy
+//! the copy    chunks in memory, written to ram.img when the VM runs again    from the first on, by a thread each
+//!             chunks written to ram.img at once                              from the last on, by some threads more
 //! ```
 //! A file is as slow as its disk, or as the host's limits on unwritten pages, and memory is not: so the copy is in
-//! memory as far as there is room. 256 KiB stay in the processor's cache between reading and writing, so guest
-//! memory is read once. RAM file bytes that the layout gives no place are left out.
+//! memory as far as memory was taken ahead. What remains goes both ways until they meet, so that neither a slow
+//! disk nor memory that the host has yet to find makes the VM wait longer than it must. 256 KiB stay in the
+//! processor's cache between reading and writing, so guest memory is read once. RAM file bytes that the layout gives
+//! no place are left out.
 
-use crate::checksum::MIN_CHUNK;
+use crate::checksum::{self, Parts};
 use crate::room::Room;
+use crate::target::{Target, pages};
 use crate::tasks::{Task, tasks};
 use crate::{ImageError, RAM};
-use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram, Staging};
+use blake3::Hash;
+use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram};
 use elision_plan::{Edit, Plan};
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
+use zerocopy::IntoBytes;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const BUFFER: usize = 256 << 10;
+/// Longest write to the file.
+const WRITE: usize = 1 << 20;
 const MAX_THREADS: usize = 64;
+/// Threads beside the others that write what goes to the file at once. They wait for the disk for the most part.
+const WRITERS: usize = 4;
 static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
 /// What became of RAM, in bytes.
@@ -78,6 +87,12 @@ impl Late {
         self.frames.is_empty()
     }
 
+    /// The chunks of the file that some of them are in.
+    fn chunks(&self, ram: &Ram, chunk: u64) -> BTreeSet<u64> {
+        let offsets = self.frames.iter().filter_map(|gfn| ram.layout().offset_of(gfn.gpa(), PAGE));
+        offsets.map(|offset| offset.0 / chunk).collect()
+    }
+
     /// Every frame with its content.
     pub(crate) fn each(&self) -> impl Iterator<Item = (Gfn, &[u8])> {
         self.frames.iter().copied().zip(self.bytes.chunks_exact(PAGE_SIZE))
@@ -104,94 +119,207 @@ pub(crate) struct Written {
     pub(crate) late: Late,
 }
 
-/// Pages of one [`MIN_CHUNK`] of the file, and the memory that they go to unless they go to the file.
+/// What went to the file at once.
+#[derive(Debug, Default)]
+pub(crate) struct AtOnce {
+    /// Whole chunks of the file, ascending.
+    pub(crate) chunks: Vec<Range<FileOffset>>,
+    /// Checksums of those of them in which nothing is going to change, by the number of the chunk, ascending.
+    pub(crate) hashes: Vec<(u64, Hash)>,
+}
+
+/// Pages of one chunk of the file.
 struct Work<'a> {
     tasks: &'a [Task],
-    memory: Option<&'a mut [u8]>,
+    range: Range<u64>,
+    place: Place,
+    /// Late frames of it are written later.
+    is_late: bool,
+    /// Where a copy in memory goes.
+    memory: &'a mut [u8],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Memory,
+    /// Whichever is free first.
+    Either,
+    File,
+}
+
+/// What a thread did.
+#[derive(Default)]
+struct Done {
+    data: Vec<Range<FileOffset>>,
+    at_once: Vec<(Range<u64>, Option<Hash>)>,
 }
 
 /// Copies RAM by `plan`, but for the late frames: into memory as much as there is `room` for, the rest into
-/// `file`, which is empty. Gives the offset from which on it went to the file.
+/// the target, whose file is empty.
 pub(crate) fn copy(
-    file: &File,
+    target: Target<'_>,
     path: &Path,
     ram: &Ram,
     plan: &Plan,
     room: &mut Room,
     threads: usize,
-) -> Result<(Written, FileOffset), ImageError> {
+) -> Result<(Written, AtOnce), ImageError> {
     check(plan, ram)?;
     let late = Late::take(ram, plan)?;
     let path = path.join(RAM);
+    let len = ram.layout().file_len();
     let tasks = tasks(ram, &ram.populated_since(&room.populated), plan);
     let needed = tasks.iter().map(Task::bytes).sum();
-    let full = |e: ImageError| e.or_full(needed);
-    file.set_len(ram.layout().file_len()).map_err(|e| full(ImageError::io("write", &path, e)))?;
+    let failed = |e: io::Error| ImageError::io("write", &path, e).or_full(needed);
+    target.file.set_len(len).map_err(failed)?;
 
-    let from = fits(&tasks, room.bytes);
-    let work = Mutex::new(work(&tasks, &mut room.staging, from).into_iter());
-    let next = || work.lock().ok().and_then(|mut work| work.next());
-    let worker = || -> Result<Vec<Range<FileOffset>>, ImageError> {
-        let (mut buf, mut runs) = (vec![0; BUFFER], Vec::new());
-        while let Some(Work { tasks, mut memory }) = next() {
-            let mut put = |offset: FileOffset, bytes: &[u8]| {
-                add(&mut runs, offset, bytes.len());
-                match &mut memory {
-                    Some(memory) => store(memory, offset, bytes),
-                    None => file.write_all_at(bytes, offset.0).map_err(|e| ImageError::io("write", &path, e)),
-                }
+    let chunk = checksum::chunk_bytes(len);
+    let work = work(&tasks, room, &late.chunks(ram, chunk), chunk, len);
+    let writers = if work.iter().any(|work| work.place != Place::Memory) { WRITERS } else { 0 };
+    let work = Mutex::new(work.into_iter());
+    let first = || work.lock().ok().and_then(|mut work| work.next());
+    let last = || {
+        let mut work = work.lock().ok()?;
+        let is_for_file = work.as_slice().last().is_some_and(|work| work.place != Place::Memory);
+        if is_for_file { work.next_back() } else { None }
+    };
+    let worker = |writes: bool| -> Result<Done, ImageError> {
+        let mut buf = pages(if writes { WRITE } else { BUFFER });
+        let (buf, mut done) = (buf.as_mut_bytes(), Done::default());
+        while let Some(work) = if writes { last() } else { first() } {
+            let copied = if writes || work.place == Place::File {
+                at_once(target, &failed, ram, plan, &work, buf, &mut done)
+            } else {
+                into_memory(ram, plan, work, buf, &mut done)
             };
-            let mut copied = tasks.iter().map(|task| one(ram, plan, task, &mut buf, &mut put));
-            if let Err(error) = copied.by_ref().collect::<Result<(), _>>() {
-                while next().is_some() {} // the other threads are to end too
+            if let Err(error) = copied {
+                while first().is_some() {} // the other threads are to end too
                 return Err(error);
             }
         }
-        Ok(runs)
+        Ok(done)
     };
-    let mut data = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(worker)).collect();
-        let mut runs = worker();
+    let Done { mut data, mut at_once } = thread::scope(|scope| {
+        let worker = &worker;
+        let others = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(move || worker(false)));
+        let writers = (0..writers).map(|_| scope.spawn(move || worker(true)));
+        let others: Vec<_> = others.chain(writers).collect();
+        let mut all = worker(false);
         for thread in others {
             let more = thread.join().unwrap_or(Err(ImageError::Unfinished(RAM)));
-            runs = runs.and_then(|mut runs| more.map(|more| runs.extend(more)).map(|()| runs));
+            all = all.and_then(|all| more.map(|more| all.and(more)));
         }
-        runs
-    })
-    .map_err(full)?;
+        all
+    })?;
     data.sort_by_key(|run| run.start);
+    at_once.sort_by_key(|(range, _)| range.start);
 
     let written = data.iter().map(|run| run.end.0 - run.start.0).sum();
     let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
     let all = ram.layout().ram_bytes();
     let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
-    Ok((Written { stats, data, late }, from))
+    let at_once = AtOnce {
+        chunks: at_once.iter().map(|(range, _)| FileOffset(range.start)..FileOffset(range.end)).collect(),
+        hashes: at_once.into_iter().filter_map(|(range, hash)| Some((range.start / chunk, hash?))).collect(),
+    };
+    Ok((Written { stats, data, late }, at_once))
+}
+
+impl Done {
+    fn and(mut self, more: Self) -> Self {
+        self.data.extend(more.data);
+        self.at_once.extend(more.at_once);
+        self
+    }
+}
+
+/// The chunks that hold something, those that may go to the file at once behind the others.
+fn work<'a>(
+    tasks: &'a [Task],
+    room: &'a mut Room,
+    late: &BTreeSet<u64>,
+    chunk: u64,
+    len: u64,
+) -> Vec<Work<'a>> {
+    let end = fits(tasks, room.bytes, chunk).0;
+    let ready = room.ready.0;
+    let mut memory = (0_u64..).zip(room.staging.pieces(usize::try_from(chunk).unwrap_or(usize::MAX)));
+    let mut work: Vec<Work<'_>> = tasks
+        .chunk_by(|a, b| a.offset.0 / chunk == b.offset.0 / chunk)
+        .filter_map(|tasks| {
+            let i = tasks.first()?.offset.0 / chunk;
+            let range = i * chunk..((i + 1) * chunk).min(len);
+            let is_late = late.contains(&i);
+            let place = match range.start {
+                start if start >= end => Place::File,
+                start if start >= ready && !is_late => Place::Either,
+                _ => Place::Memory,
+            };
+            let (_, memory) = memory.by_ref().find(|(piece, _)| *piece == i)?;
+            Some(Work { tasks, range, place, is_late, memory })
+        })
+        .collect();
+    work.sort_by_key(|work| work.place);
+    work
 }
 
 /// Up to which offset the tasks fit in `room` bytes of memory. With huge pages they may take twice their size.
-pub(crate) fn fits(tasks: &[Task], room: u64) -> FileOffset {
+pub(crate) fn fits(tasks: &[Task], room: u64, chunk: u64) -> FileOffset {
     let mut taken = 0_u64;
-    for chunk in tasks.chunk_by(|a, b| a.chunk() == b.chunk()) {
-        taken += chunk.iter().map(|task| 2 * task.bytes()).sum::<u64>().min(MIN_CHUNK);
-        if let Some(first) = chunk.first().filter(|_| taken > room) {
-            return FileOffset(first.chunk() * MIN_CHUNK);
+    for tasks in tasks.chunk_by(|a, b| a.offset.0 / chunk == b.offset.0 / chunk) {
+        taken += tasks.iter().map(|task| 2 * task.bytes()).sum::<u64>().min(chunk);
+        if let Some(first) = tasks.first().filter(|_| taken > room) {
+            return FileOffset(first.offset.0 / chunk * chunk);
         }
     }
     FileOffset(u64::MAX)
 }
 
-fn work<'a>(tasks: &'a [Task], staging: &'a mut Staging, from: FileOffset) -> Vec<Work<'a>> {
-    let bytes = usize::try_from(MIN_CHUNK).unwrap_or(usize::MAX);
-    let mut memory = (0_u64..).zip(staging.pieces(bytes));
-    let chunks = tasks.chunk_by(|a, b| a.chunk() == b.chunk());
-    chunks
-        .map(|tasks| {
-            let chunk = tasks.first().map_or(0, Task::chunk);
-            let staged = chunk * MIN_CHUNK < from.0;
-            let memory = if staged { memory.by_ref().find(|(i, _)| *i == chunk) } else { None };
-            Work { tasks, memory: memory.map(|(_, memory)| memory) }
-        })
-        .collect()
+fn into_memory(
+    ram: &Ram,
+    plan: &Plan,
+    work: Work<'_>,
+    buf: &mut [u8],
+    done: &mut Done,
+) -> Result<(), ImageError> {
+    let Work { tasks, range, memory, .. } = work;
+    let mut runs = Vec::new();
+    let mut put = |offset: FileOffset, bytes: &[u8]| {
+        add(&mut runs, offset, bytes.len());
+        let at = usize::try_from(offset.0 - range.start).unwrap_or(usize::MAX);
+        let place = memory.get_mut(at..at.saturating_add(bytes.len())).ok_or(ImageError::Unfinished(RAM))?;
+        place.copy_from_slice(bytes);
+        Ok(())
+    };
+    tasks.iter().try_for_each(|task| one(ram, plan, task, buf, &mut put))?;
+    done.data.extend(runs);
+    Ok(())
+}
+
+/// Writes a chunk to the file, and hashes it unless it is going to change.
+fn at_once(
+    target: Target<'_>,
+    failed: &impl Fn(io::Error) -> ImageError,
+    ram: &Ram,
+    plan: &Plan,
+    work: &Work<'_>,
+    buf: &mut [u8],
+    done: &mut Done,
+) -> Result<(), ImageError> {
+    let mut hash = (!work.is_late).then(|| Parts::new(work.range.clone()));
+    let mut runs = Vec::new();
+    let mut put = |offset: FileOffset, bytes: &[u8]| {
+        add(&mut runs, offset, bytes.len());
+        target.write(bytes, offset.0).map_err(failed)?;
+        if let Some(hash) = &mut hash {
+            hash.add(offset.0, bytes);
+        }
+        Ok(())
+    };
+    work.tasks.iter().try_for_each(|task| one(ram, plan, task, buf, &mut put))?;
+    done.data.extend(runs);
+    done.at_once.push((work.range.clone(), hash.map(Parts::finish)));
+    Ok(())
 }
 
 fn add(runs: &mut Vec<Range<FileOffset>>, offset: FileOffset, len: usize) {
@@ -200,14 +328,6 @@ fn add(runs: &mut Vec<Range<FileOffset>>, offset: FileOffset, len: usize) {
         Some(last) if last.end == offset => last.end = end,
         _ => runs.push(offset..end),
     }
-}
-
-/// Puts bytes where they belong in the memory of their chunk.
-fn store(chunk: &mut [u8], offset: FileOffset, bytes: &[u8]) -> Result<(), ImageError> {
-    let at = usize::try_from(offset.0 % MIN_CHUNK).unwrap_or(usize::MAX);
-    let place = chunk.get_mut(at..at.saturating_add(bytes.len())).ok_or(ImageError::Unfinished(RAM))?;
-    place.copy_from_slice(bytes);
-    Ok(())
 }
 
 /// Refuses a plan of which a part would silently not happen.

@@ -1,5 +1,7 @@
 //! How much memory a copy of RAM may take, and taking it before the VM is stopped.
 
+use crate::checksum::chunk_bytes;
+use crate::ram_writer::fits;
 use crate::tasks::tasks;
 use elision_memory::{FileOffset, Ram, Staging};
 use elision_plan::Plan;
@@ -17,6 +19,8 @@ pub(crate) struct Room {
     pub(crate) staging: Staging,
     /// How much of it may be used.
     pub(crate) bytes: u64,
+    /// Up to where it was taken ahead.
+    pub(crate) ready: FileOffset,
     /// What of RAM was populated when it was made.
     pub(crate) populated: Vec<Range<FileOffset>>,
 }
@@ -25,14 +29,14 @@ impl Room {
     /// Address space, and no memory yet.
     pub(crate) fn new(ram: &Ram) -> std::io::Result<Self> {
         let staging = Staging::new(ram.layout().file_len())?;
-        Ok(Self { staging, bytes: available(), populated: Vec::new() })
+        Ok(Self { staging, bytes: available(), ready: FileOffset(0), populated: Vec::new() })
     }
 
     /// Takes memory for what a copy by `guess` would hold, and maps what would be copied.
     pub(crate) fn populate(&mut self, ram: &Ram, guess: &Plan) {
         self.populated = ram.populated();
         let tasks = tasks(ram, &self.populated, guess);
-        let end = crate::ram_writer::fits(&tasks, self.bytes);
+        let end = fits(&tasks, self.bytes, chunk_bytes(ram.file_len()));
         let parts: Vec<Range<FileOffset>> =
             tasks.iter().map(|task| task.offset..FileOffset(task.offset.0 + task.bytes())).collect();
         let staged = parts.get(..parts.partition_point(|part| part.start < end)).unwrap_or_default();
@@ -43,11 +47,12 @@ impl Room {
             }
         }
         // Both are mere help: what fails here happens by itself while memory is copied.
-        let populated = staged.par_iter().try_for_each(|part| self.staging.populate(part));
         let mapped = parts.par_iter().try_for_each(|part| ram.prefault(part));
+        let populated = staged.par_iter().try_for_each(|part| self.staging.populate(part));
         if let Err(error) = populated.and(mapped) {
             tracing::debug!(%error, "memory is mapped as it is copied, in the pause");
         }
+        self.ready = end;
     }
 }
 

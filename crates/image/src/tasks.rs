@@ -24,11 +24,6 @@ impl Task {
     pub(crate) fn bytes(&self) -> u64 {
         self.count * PAGE
     }
-
-    /// Which [`MIN_CHUNK`] of the file it is in.
-    pub(crate) fn chunk(&self) -> u64 {
-        self.offset.0 / MIN_CHUNK
-    }
 }
 
 /// What is to be copied: populated, mapped by the layout, not dropped; cut at each 4 MiB of the file.

@@ -6,18 +6,19 @@
 //! VM runs              VM stands still      VM runs
 //! ```
 
-use crate::drain::{Target, drain};
+use crate::drain::drain;
 use crate::partial::Partial;
-use crate::ram_writer::{Late, Written};
+use crate::ram_writer::{AtOnce, Late, Written};
 use crate::room::Room;
+use crate::target::{Target, open_direct};
 use crate::{
     EXCLUSIONS, Exclusions, FORMAT, FileSum, Files, ImageError, MANIFEST, RAM, RamFile, RamStats, STATE,
     StreamWriter,
 };
 use crate::{Manifest, checksum, ram_writer};
+use blake3::Hash;
 use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
 use elision_plan::{Edit, Plan};
-use rustix::fs::{Mode, OFlags};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::ops::Range;
@@ -47,14 +48,22 @@ struct RamImage {
     copy: Ram,
     /// The parts that are in the copy and not in the file yet, ascending.
     missing: Vec<Range<FileOffset>>,
+    /// Checksums of chunks in which nothing is missing, by their number, ascending.
+    hashes: Vec<(u64, Hash)>,
 }
 
 impl RamImage {
-    /// `copy` holds in memory what lies before `from`; from there on it is a view of `file`.
-    fn new(file: File, written: Written, mut copy: Ram, from: FileOffset) -> Result<Self, ImageError> {
+    /// `copy` holds what was copied, a view of `file` where that was written at once.
+    fn new(file: File, written: Written, mut copy: Ram, at_once: AtOnce) -> Result<Self, ImageError> {
         written.late.each().try_for_each(|(gfn, frame)| copy.poke(gfn.gpa(), frame))?;
-        let missing = written.data.iter().take_while(|run| run.start < from).cloned().collect();
-        Ok(Self { file, written, copy, missing })
+        let AtOnce { chunks, hashes } = at_once;
+        let is_in_file = |run: &Range<FileOffset>| {
+            chunks
+                .get(chunks.partition_point(|chunk| chunk.end <= run.start))
+                .is_some_and(|c| c.start <= run.start)
+        };
+        let missing = written.data.iter().filter(|run| !is_in_file(run)).cloned().collect();
+        Ok(Self { file, written, copy, missing, hashes })
     }
 }
 
@@ -105,11 +114,13 @@ impl ImageWriter {
         self.ram = None;
         let file = self.new_file(RAM)?;
         let mut room = self.room.take().map_or_else(|| self.empty_room(ram), Ok)?;
+        let direct = open_direct(&self.path(RAM));
+        let target = Target { file: &file, direct: direct.as_ref() };
         let path = self.partial.path();
-        let (written, from) = ram_writer::copy(&file, path, ram, plan, &mut room, threads)?;
+        let (written, at_once) = ram_writer::copy(target, path, ram, plan, &mut room, threads)?;
         let stats = written.stats;
-        let copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, from)?;
-        self.ram = Some(RamImage::new(file, written, copy, from)?);
+        let copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, &at_once.chunks)?;
+        self.ram = Some(RamImage::new(file, written, copy, at_once)?);
         Ok(stats)
     }
 
@@ -125,7 +136,8 @@ impl ImageWriter {
         let (file, layout, written) = stream.finish()?;
         let stats = written.stats;
         let copy = Ram::private(&self.open(RAM)?, layout)?;
-        self.ram = Some(RamImage::new(file, written, copy, FileOffset(0))?);
+        let at_once = AtOnce { chunks: vec![FileOffset(0)..FileOffset(copy.file_len())], hashes: Vec::new() };
+        self.ram = Some(RamImage::new(file, written, copy, at_once)?);
         Ok(stats)
     }
 
@@ -218,11 +230,10 @@ impl ImageWriter {
 
     /// Writes what is still in memory.
     fn drain(&self, image: &RamImage, progress: &(dyn Fn(u64) + Sync)) -> Result<RamFile, ImageError> {
-        let RamImage { file, written, copy, missing } = image;
-        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-        let direct = rustix::fs::open(self.path(RAM), flags, Mode::empty()).map(File::from);
-        let target = Target { file, direct: direct.as_ref().ok() };
-        let (chunk_bytes, chunks) = drain(copy, target, missing, &written.data, progress)
+        let RamImage { file, written, copy, missing, hashes } = image;
+        let direct = open_direct(&self.path(RAM));
+        let target = Target { file, direct: direct.as_ref() };
+        let (chunk_bytes, chunks) = drain(copy, target, missing, &written.data, hashes, progress)
             .map_err(|e| self.failed("write", RAM, e).or_full(written.stats.written))?;
         Ok(RamFile {
             bytes: copy.file_len(),

@@ -4,57 +4,63 @@
 //! exist: bytes are copied out through raw pointers, and what was copied may be torn. Callers
 //! treat guest memory as hostile anyway.
 
-use crate::FileOffset;
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 /// A mapping of a whole file, or of private copies of its pages.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     map: MmapRaw,
+    /// Memory that nothing but [`Mapping::write`] changes, but for these parts of it, which ascend.
+    own: Option<Vec<Range<usize>>>,
 }
 
 impl Mapping {
     /// Maps the file shared and read-only: writes of its other users are seen.
     pub(crate) fn shared(file: &File, len: usize) -> io::Result<Self> {
         let map = MmapOptions::new().len(len).map_raw_read_only(file)?;
-        Ok(Self { map })
+        Ok(Self { map, own: None })
     }
 
     /// Maps the file copy-on-write: the file is never changed by [`Mapping::write`].
     pub(crate) fn private(file: &File, len: usize) -> io::Result<Self> {
         // SAFETY: the mapping becomes a raw pointer at once; no reference to its bytes is made.
         let map = unsafe { MmapOptions::new().len(len).map_copy(file)? };
-        Ok(Self { map: map.into() })
+        Ok(Self { map: map.into(), own: None })
     }
 
     /// Zeroed memory of its own.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        Ok(Self { map: MmapOptions::new().len(len).map_anon()?.into() })
+        Ok(Self { map: MmapOptions::new().len(len).map_anon()?.into(), own: None })
     }
 
     /// Zeroed memory of which only what is filled takes room.
     pub(crate) fn sparse(len: usize) -> io::Result<Self> {
-        Ok(Self { map: MmapOptions::new().len(len).no_reserve_swap().map_anon()?.into() })
+        Ok(Self { map: MmapOptions::new().len(len).no_reserve_swap().map_anon()?.into(), own: None })
     }
 
-    /// Memory of its own whose part from `from` on, a multiple of the page size, becomes a copy-on-write view of
-    /// the same part of a file.
-    pub(crate) fn staged(map: MmapMut, file: &File, from: FileOffset) -> io::Result<Self> {
+    /// Memory of its own of which some parts, which ascend and consist of pages, become copy-on-write views of the
+    /// same parts of a file.
+    pub(crate) fn staged(map: MmapMut, file: &File, views: Vec<Range<usize>>) -> io::Result<Self> {
         let map = MmapRaw::from(map);
-        let from = usize::try_from(from.0).map_err(io::Error::other)?;
-        if let Some(len) = map.len().checked_sub(from).filter(|len| *len > 0) {
+        for view in &views {
+            let len = view.len();
+            if len == 0 || view.end > map.len() {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
             let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
             let access = ProtFlags::READ | ProtFlags::WRITE;
-            // SAFETY: the range is the end of a mapping that nobody else knows of: no reference into it exists,
-            // and unmapping it later unmaps what takes its place.
+            // SAFETY: the range lies in a mapping that nobody else knows of: no reference into it exists, and
+            // unmapping it later unmaps what takes its place.
             unsafe {
-                rustix::mm::mmap(map.as_mut_ptr().add(from).cast(), len, access, flags, file, from as u64)?
+                let at = map.as_mut_ptr().add(view.start).cast();
+                rustix::mm::mmap(at, len, access, flags, file, view.start as u64)?
             };
         }
-        Ok(Self { map })
+        Ok(Self { map, own: Some(views) })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -76,6 +82,18 @@ impl Mapping {
         // `self`; `out` is a different object. Other writers can only make the copy stale or torn.
         unsafe { self.map.as_ptr().add(offset).copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) };
         true
+    }
+
+    /// Bytes of a staged mapping; `None` if any of them is in a file.
+    pub(crate) fn own(&self, offset: usize, len: usize) -> Option<&[u8]> {
+        let views = self.own.as_ref().filter(|_| self.holds(offset, len))?;
+        let next = views.get(views.partition_point(|view| view.end <= offset));
+        if next.is_some_and(|view| view.start < offset + len) {
+            return None;
+        }
+        // SAFETY: the range was just checked to lie inside the mapping. It is private memory of this process that
+        // only `Mapping::write` changes, which takes `&mut self` (`fill` is for sparse mappings, which own nothing).
+        Some(unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(offset), len) })
     }
 
     /// Reads an aligned little-endian word. `None` outside the mapping or when unaligned.

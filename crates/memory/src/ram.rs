@@ -123,6 +123,13 @@ impl Ram {
         usize::try_from(offset.0).is_ok_and(|at| self.copy(at, out))
     }
 
+    /// The same bytes without copying them, where they are memory of a copy ([`Staging::into_ram`](crate::Staging)).
+    #[must_use]
+    pub fn staged_bytes(&self, part: &Range<u64>) -> Option<&[u8]> {
+        let start = usize::try_from(part.start).ok()?;
+        self.mapping.own(start, usize::try_from(part.end).ok()?.checked_sub(start)?)
+    }
+
     /// Length of the RAM file in bytes.
     #[must_use]
     pub fn file_len(&self) -> u64 {

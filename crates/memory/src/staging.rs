@@ -1,8 +1,7 @@
 //! Memory for a copy of RAM that goes to a file later, when the VM runs again.
 //!
 //! ```text
-//! 0                                  from              len      offsets of the RAM file
-//! [ memory of its own, as it fills   | the file, private ]
+//! [ memory of its own, as it fills | a view of the file | memory ]     by offsets of the RAM file
 //! ```
 //! Nothing of it is in a core dump, and only what is filled, or populated ahead, takes room.
 
@@ -43,9 +42,16 @@ impl Staging {
         self.map.chunks_mut(bytes)
     }
 
-    /// The memory as RAM, which from `from` on is a private view of `file`.
-    pub fn into_ram(self, layout: RamLayout, file: &File, from: FileOffset) -> Result<Ram, MemoryError> {
-        let mapping = Mapping::staged(self.map, file, from)?;
+    /// The memory as RAM, of which `views`, which ascend and consist of pages, are private views of `file`.
+    pub fn into_ram(
+        self,
+        layout: RamLayout,
+        file: &File,
+        views: &[Range<FileOffset>],
+    ) -> Result<Ram, MemoryError> {
+        let place = |offset: FileOffset| usize::try_from(offset.0).map_err(io::Error::other);
+        let views = views.iter().map(|view| Ok(place(view.start)?..place(view.end)?));
+        let mapping = Mapping::staged(self.map, file, views.collect::<io::Result<_>>()?)?;
         Ram::staged(mapping, layout)
     }
 
@@ -70,23 +76,33 @@ mod tests {
         file.write_all_at(b"hidden", 0).unwrap();
         file.write_all_at(b"of the file", 3 * PAGE).unwrap();
         let layout = RamLayout::flat(4 * PAGE).unwrap();
-        for (from, words) in [(4, [1, 0]), (2, [1, 1]), (0, [0, 1])] {
+        let view = |pages: (u64, u64)| FileOffset(pages.0 * PAGE)..FileOffset(pages.1 * PAGE);
+        let cases: [(&[(u64, u64)], _); 3] =
+            [(&[], [1, 0]), (&[(2, 4)], [1, 1]), (&[(0, 1), (3, 4)], [0, 1])];
+        for (views, words) in cases {
+            let views: Vec<_> = views.iter().copied().map(view).collect();
             let mut staging = Staging::new(4 * PAGE).unwrap();
             staging.populate(&(FileOffset(0)..FileOffset(PAGE))).unwrap();
             staging.pieces(PAGE_SIZE).next().unwrap()[..6].copy_from_slice(b"filled");
-            let mut ram = staging.into_ram(layout.clone(), &file, FileOffset(from * PAGE)).unwrap();
+            let mut ram = staging.into_ram(layout.clone(), &file, &views).unwrap();
+            let first_is_memory = ram.staged_bytes(&(0..PAGE)).is_some();
+            assert_eq!(first_is_memory, words[0] == 1, "{views:?}");
+            assert!(ram.staged_bytes(&(PAGE..2 * PAGE)).is_some(), "{views:?}");
+            assert_eq!(ram.staged_bytes(&(0..4 * PAGE)).is_some(), views.is_empty());
             let starts = |at, with: &[u8]| {
                 let mut bytes = vec![0; with.len()];
                 ram.read(Gpa(at), &mut bytes).unwrap();
                 usize::from(bytes == with)
             };
-            assert_eq!([starts(0, b"filled"), starts(3 * PAGE, b"of the file")], words, "from page {from}");
+            assert_eq!([starts(0, b"filled"), starts(3 * PAGE, b"of the file")], words, "{views:?}");
             ram.poke(Gpa(3 * PAGE), b"changed").unwrap();
             let mut bytes = [0; 11];
             file.read_exact_at(&mut bytes, 3 * PAGE).unwrap();
             assert_eq!(&bytes, b"of the file", "the file is not changed");
         }
         let short = Staging::new(4 * PAGE).unwrap();
-        assert!(short.into_ram(RamLayout::flat(8 * PAGE).unwrap(), &file, FileOffset(0)).is_err());
+        assert!(short.into_ram(RamLayout::flat(8 * PAGE).unwrap(), &file, &[]).is_err());
+        let beyond = FileOffset(3 * PAGE)..FileOffset(5 * PAGE);
+        assert!(Staging::new(4 * PAGE).unwrap().into_ram(layout, &file, &[beyond]).is_err());
     }
 }
