@@ -49,6 +49,7 @@ fn fixture() -> Fixture {
             version: "7.2.22".to_owned(),
             command: command.map(str::to_owned).to_vec(),
             ram_block: "pc.ram".to_owned(),
+            ram_blocks: Vec::new(),
             vcpus: 1,
             ..Vmm::default()
         },

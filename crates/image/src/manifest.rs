@@ -6,7 +6,7 @@
 //! Limits: 16 MiB; the RAM layout is checked when it is parsed.
 
 use crate::checksum::{MAX_CHUNKS, MIN_CHUNK};
-use elision_memory::RamLayout;
+use elision_memory::{PAGE_SIZE, RamBlock, RamLayout};
 use elision_plan::PlanSummary;
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -45,6 +45,43 @@ pub struct Manifest {
     pub files: Files,
 }
 
+impl Manifest {
+    /// The hypervisor's RAM blocks and where they stand in `ram.img`.
+    #[must_use]
+    pub fn ram_blocks(&self) -> Vec<RamBlock> {
+        match self.vmm.ram_blocks.as_slice() {
+            [] => vec![RamBlock::whole(&self.vmm.ram_block, self.files.ram.bytes)],
+            blocks => blocks.to_vec(),
+        }
+    }
+
+    /// What is wrong with the list of RAM blocks, if anything is: they ascend, lie in `ram.img`, and hold all of the
+    /// RAM that the guest has.
+    pub(crate) fn check_blocks(&self) -> Result<(), String> {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        let blocks = self.ram_blocks();
+        let mut end = 0;
+        for (i, block) in blocks.iter().enumerate() {
+            let RamBlock { name, offset, len } = block;
+            let is_whole = offset.0 % PAGE == 0 && len % PAGE == 0;
+            let fits = offset.0.checked_add(*len).is_some_and(|end| end <= self.files.ram.bytes);
+            let is_named = blocks.iter().take(i).all(|before| before.name != *name);
+            if !is_whole || !fits || !is_named || offset.0 < end {
+                return Err(format!("the RAM block {name:?} is impossible"));
+            }
+            end = block.end().0;
+        }
+        for region in self.ram_layout.regions() {
+            let (start, end) = (region.offset.0, region.offset.0 + region.len);
+            let of = |b: &RamBlock| b.end().0.min(end).saturating_sub(b.offset.0.max(start));
+            if blocks.iter().map(of).sum::<u64>() != region.len {
+                return Err(format!("the RAM at {} is not all in its RAM blocks", region.gpa));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The hypervisor that an image was taken from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vmm {
@@ -54,8 +91,12 @@ pub struct Vmm {
     pub machine: String,
     /// The command line that started it, word by word.
     pub command: Vec<String>,
-    /// Name of the RAM block that `ram.img` holds; also the id of the backend at restore.
+    /// Name of the RAM block that `ram.img` holds, of the first one if there are several; also the id of its memory
+    /// backend at restore.
     pub ram_block: String,
+    /// All RAM blocks, where there are several: each NUMA node has its own. See [`Manifest::ram_blocks`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ram_blocks: Vec<RamBlock>,
     /// Number of vCPUs.
     pub vcpus: u32,
 }
@@ -181,7 +222,65 @@ pub fn timestamp(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use elision_memory::{FileOffset, Gpa, RamRegion};
     use std::time::Duration;
+
+    fn with_blocks(blocks: &[(&str, u64, u64)]) -> Manifest {
+        let region = |gpa, len, offset| RamRegion { gpa: Gpa(gpa), len, offset: FileOffset(offset) };
+        let regions = vec![region(0, 0x3000, 0), region(0x10_0000, 0x2000, 0x20_0000)];
+        let block = |&(name, offset, len): &(&str, u64, u64)| RamBlock {
+            name: name.to_owned(),
+            offset: FileOffset(offset),
+            len,
+        };
+        Manifest {
+            format: FORMAT,
+            elision_version: String::new(),
+            created: String::new(),
+            vmm: Vmm {
+                ram_block: "pc.ram".to_owned(),
+                ram_blocks: blocks.iter().map(block).collect(),
+                ..Vmm::default()
+            },
+            guest: Guest::default(),
+            ram_layout: RamLayout::new(regions).unwrap(),
+            policy: serde_json::Value::Null,
+            plan: PlanSummary::default(),
+            completeness: Completeness::Complete,
+            times: Times::default(),
+            way: Way::Shared,
+            files: Files { ram: RamFile { bytes: 0x20_2000, ..RamFile::default() }, ..Files::default() },
+        }
+    }
+
+    #[test]
+    fn blocks_must_hold_all_ram() {
+        let two = with_blocks(&[("a", 0, 0x3000), ("b", 0x20_0000, 0x2000)]);
+        two.check_blocks().unwrap();
+        assert_eq!(two.ram_blocks(), two.vmm.ram_blocks);
+        for wrong in [
+            &[("a", 0, 0x3000)][..],
+            &[("a", 0, 0x2000), ("b", 0x20_0000, 0x2000)],
+            &[("a", 0, 0x3000), ("b", 0x20_0000, 0x3000)],
+            &[("a", 0, 0x3000), ("a", 0x20_0000, 0x2000)],
+            &[("b", 0x20_0000, 0x2000), ("a", 0, 0x3000)],
+            &[("a", 0, 0x20_1000), ("b", 0x20_0000, 0x2000)],
+            &[("a", 0, 0x3001), ("b", 0x20_0000, 0x2000)],
+            &[("a", 0, 0x3000), ("b", !4095, 0x2000)],
+        ] {
+            assert!(with_blocks(wrong).check_blocks().is_err(), "{wrong:x?}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_one_block_is_as_it_always_was() {
+        let one = with_blocks(&[]);
+        one.check_blocks().unwrap();
+        assert_eq!(one.ram_blocks(), [RamBlock::whole("pc.ram", 0x20_2000)]);
+        let text = serde_json::to_string(&one).unwrap();
+        assert!(text.contains("ram_block") && !text.contains("ram_blocks"), "{text}");
+        assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), one);
+    }
 
     #[test]
     fn timestamps_are_those_of_the_calendar() {

@@ -144,6 +144,7 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
     if ram < needed {
         return Err(bad(format!("its RAM layout needs {needed} bytes, but it says that {RAM} has {ram}")));
     }
+    manifest.check_blocks().map_err(&bad)?;
     if files.ram.chunk_hashes().is_none() {
         return Err(bad(format!("its list of checksums does not fit the length of {RAM}")));
     }

@@ -30,6 +30,40 @@ pub struct RamLayout {
     regions: Vec<RamRegion>,
 }
 
+/// A part of the RAM file that the hypervisor keeps as a block of its own, such as the memory of one NUMA node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamBlock {
+    /// The hypervisor's name for it.
+    pub name: String,
+    /// Where it begins in the RAM file.
+    pub offset: FileOffset,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl RamBlock {
+    /// Blocks start at a multiple of this, so that huge pages of the file are huge pages of the block too.
+    pub const ALIGNMENT: u64 = 2 << 20;
+
+    /// One block that is the whole RAM file.
+    #[must_use]
+    pub fn whole(name: &str, len: u64) -> Self {
+        Self { name: name.to_owned(), offset: FileOffset(0), len }
+    }
+
+    /// Where it ends in the RAM file. Past the end of what a number can say there is no more RAM.
+    #[must_use]
+    pub fn end(&self) -> FileOffset {
+        FileOffset(self.offset.0.saturating_add(self.len))
+    }
+
+    /// Where the next block begins: blocks stand one after the other.
+    #[must_use]
+    pub fn next_start(&self) -> FileOffset {
+        FileOffset(self.end().0.checked_next_multiple_of(Self::ALIGNMENT).unwrap_or(u64::MAX))
+    }
+}
+
 /// Why a list of regions is not a RAM layout.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum LayoutError {

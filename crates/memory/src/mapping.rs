@@ -4,6 +4,7 @@
 //! exist: bytes are copied out through raw pointers, and what was copied may be torn. Callers
 //! treat guest memory as hostile anyway.
 
+use crate::RamPiece;
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::fs::File;
@@ -19,17 +20,30 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps the file shared and read-only: writes of its other users are seen.
-    pub(crate) fn shared(file: &File, len: usize) -> io::Result<Self> {
-        let map = MmapOptions::new().len(len).map_raw_read_only(file)?;
-        Ok(Self { map, own: None })
+    /// Maps files, each at its place, shared and read-only: writes of their other users are seen. What lies between
+    /// them is zero.
+    pub(crate) fn shared(len: usize, pieces: &[RamPiece]) -> io::Result<Self> {
+        Self::of_files(len, pieces, MapFlags::SHARED, ProtFlags::READ)
     }
 
-    /// Maps the file copy-on-write: the file is never changed by [`Mapping::write`].
-    pub(crate) fn private(file: &File, len: usize) -> io::Result<Self> {
-        // SAFETY: the mapping becomes a raw pointer at once; no reference to its bytes is made.
-        let map = unsafe { MmapOptions::new().len(len).map_copy(file)? };
-        Ok(Self { map: map.into(), own: None })
+    /// Maps files copy-on-write: they are never changed by [`Mapping::write`].
+    pub(crate) fn private(len: usize, pieces: &[RamPiece]) -> io::Result<Self> {
+        Self::of_files(
+            len,
+            pieces,
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+            ProtFlags::READ | ProtFlags::WRITE,
+        )
+    }
+
+    fn of_files(len: usize, pieces: &[RamPiece], flags: MapFlags, access: ProtFlags) -> io::Result<Self> {
+        let mapping = Self::sparse(len)?;
+        for RamPiece { offset, len, file } in pieces {
+            let (at, len) = (usize::try_from(offset.0), usize::try_from(*len));
+            let (at, len) = (at.map_err(io::Error::other)?, len.map_err(io::Error::other)?);
+            put_file(&mapping.map, at, len, (file, 0), (flags, access))?;
+        }
+        Ok(mapping)
     }
 
     /// Zeroed memory of its own.
@@ -46,19 +60,9 @@ impl Mapping {
     /// same parts of a file.
     pub(crate) fn staged(map: MmapMut, file: &File, views: Vec<Range<usize>>) -> io::Result<Self> {
         let map = MmapRaw::from(map);
+        let how = (MapFlags::PRIVATE | MapFlags::NORESERVE, ProtFlags::READ | ProtFlags::WRITE);
         for view in &views {
-            let len = view.len();
-            if len == 0 || view.end > map.len() {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-            let access = ProtFlags::READ | ProtFlags::WRITE;
-            // SAFETY: the range lies in a mapping that nobody else knows of: no reference into it exists, and
-            // unmapping it later unmaps what takes its place.
-            unsafe {
-                let at = map.as_mut_ptr().add(view.start).cast();
-                rustix::mm::mmap(at, len, access, flags, file, view.start as u64)?
-            };
+            put_file(&map, view.start, view.len(), (file, view.start as u64), how)?;
         }
         Ok(Self { map, own: Some(views) })
     }
@@ -146,6 +150,32 @@ impl Mapping {
     fn holds(&self, offset: usize, len: usize) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.map.len())
     }
+}
+
+/// Maps a part of a file, from an offset of it on, over a part of a mapping that nobody else knows of yet.
+fn put_file(
+    map: &MmapRaw,
+    at: usize,
+    len: usize,
+    (file, offset): (&File, u64),
+    (flags, access): (MapFlags, ProtFlags),
+) -> io::Result<()> {
+    if len == 0 || at.checked_add(len).is_none_or(|end| end > map.len()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the range was just checked to lie inside the mapping, into which no reference exists yet, and
+    // unmapping it later unmaps what takes its place.
+    unsafe {
+        rustix::mm::mmap(
+            map.as_mut_ptr().add(at).cast(),
+            len,
+            access,
+            flags | MapFlags::FIXED,
+            file,
+            offset,
+        )?;
+    }
+    Ok(())
 }
 
 /// Copies memory of another process. An address that it has not mapped is an error.

@@ -134,9 +134,9 @@ impl Mirror {
         }
     }
 
-    /// The parts of the first `len` bytes that may hold data; all of them after a failure.
+    /// The parts that may hold data; all of the `len` bytes after a failure.
     pub(crate) fn populated(&self, len: usize) -> Vec<Range<u64>> {
-        self.source.populated(len, CHUNK).unwrap_or_else(|e| {
+        self.source.populated(CHUNK).unwrap_or_else(|e| {
             self.fail(&e);
             whole(len as u64)
         })

@@ -1,9 +1,10 @@
 //! Guest RAM to read: of a running VM through its shared RAM file or through its process, or of a file at rest.
 
 use crate::error::MemoryError;
-use crate::extents::{extents, extents_since, whole};
+use crate::extents::whole;
 use crate::mapping::Mapping;
 use crate::mirror::Mirror;
+use crate::pieces::{self, RamPiece};
 use crate::process::ProcessRam;
 use crate::{FileOffset, Gfn, Gpa, PAGE_SIZE, RamLayout};
 use std::fs::File;
@@ -15,7 +16,8 @@ use std::ops::Range;
 pub struct Ram {
     pub(crate) mapping: Mapping,
     layout: RamLayout,
-    file: Option<File>,
+    /// The files that the mapping shows, by ascending offset.
+    pieces: Vec<RamPiece>,
     mirror: Option<Mirror>,
     writable: bool,
 }
@@ -23,14 +25,20 @@ pub struct Ram {
 impl Ram {
     /// The RAM of a VM that may be running: later reads see what the guest writes.
     pub fn shared(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
-        let mapping = Mapping::shared(file, checked_len(file, &layout)?)?;
-        Ok(Self { mapping, layout, file: Some(file.try_clone()?), mirror: None, writable: false })
+        Self::shared_in(vec![RamPiece::whole(file, &layout)?], layout)
+    }
+
+    /// The same with RAM in several files, which ascend and do not overlap.
+    pub fn shared_in(pieces: Vec<RamPiece>, layout: RamLayout) -> Result<Self, MemoryError> {
+        let mapping = Mapping::shared(checked_len(&pieces, &layout)?, &pieces)?;
+        Ok(Self { mapping, layout, pieces, mirror: None, writable: false })
     }
 
     /// A copy-on-write view of a RAM file: [`Ram::poke`] changes this view and never the file.
     pub fn private(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
-        let mapping = Mapping::private(file, checked_len(file, &layout)?)?;
-        Ok(Self { mapping, layout, file: Some(file.try_clone()?), mirror: None, writable: true })
+        let pieces = vec![RamPiece::whole(file, &layout)?];
+        let mapping = Mapping::private(checked_len(&pieces, &layout)?, &pieces)?;
+        Ok(Self { mapping, layout, pieces, mirror: None, writable: true })
     }
 
     /// The RAM of a VM that may be running, in the memory of its process. It is copied as it is read, and what
@@ -38,7 +46,7 @@ impl Ram {
     pub fn of_process(ram: ProcessRam, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::sparse(usize::try_from(layout.file_len()).map_err(io::Error::other)?)?;
         let mirror = Mirror::new(ram, &mapping)?;
-        Ok(Self { mapping, layout, file: None, mirror: Some(mirror), writable: false })
+        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: Some(mirror), writable: false })
     }
 
     /// Forgets what was copied from a process: call it after each stop of the VM, and before each look at a
@@ -77,13 +85,19 @@ impl Ram {
         if found < needed {
             return Err(MemoryError::Short { found, needed });
         }
-        Ok(Self { mapping, layout, file: None, mirror: None, writable: true })
+        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: None, writable: true })
     }
 
     /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
     pub fn zeroed(layout: RamLayout) -> Result<Self, MemoryError> {
         let len = usize::try_from(layout.file_len()).map_err(io::Error::other)?;
-        Ok(Self { mapping: Mapping::anonymous(len)?, layout, file: None, mirror: None, writable: true })
+        Ok(Self {
+            mapping: Mapping::anonymous(len)?,
+            layout,
+            pieces: Vec::new(),
+            mirror: None,
+            writable: true,
+        })
     }
 
     /// Where the guest's RAM stands.
@@ -142,11 +156,10 @@ impl Ram {
     /// the file system chunk by chunk is slow there: ask once, then read only these parts.
     #[must_use]
     pub fn populated(&self) -> Vec<Range<FileOffset>> {
-        let len = self.file_len();
-        let parts = match (&self.file, &self.mirror) {
-            (Some(file), _) => extents(file, len),
-            (None, Some(mirror)) => mirror.populated(self.mapping.len()),
-            (None, None) => whole(len),
+        let parts = match &self.mirror {
+            None if !self.pieces.is_empty() => return pieces::populated(&self.pieces),
+            None => whole(self.file_len()),
+            Some(mirror) => mirror.populated(self.mapping.len()),
         };
         parts.into_iter().map(|part| FileOffset(part.start)..FileOffset(part.end)).collect()
     }
@@ -154,10 +167,7 @@ impl Ram {
     /// The same when `earlier` was the answer a while ago: quick where not much has changed.
     #[must_use]
     pub fn populated_since(&self, earlier: &[Range<FileOffset>]) -> Vec<Range<FileOffset>> {
-        let Some(file) = &self.file else { return self.populated() };
-        let earlier: Vec<_> = earlier.iter().map(|part| part.start.0..part.end.0).collect();
-        let parts = extents_since(file, self.file_len(), &earlier);
-        parts.into_iter().map(|part| FileOffset(part.start)..FileOffset(part.end)).collect()
+        if self.pieces.is_empty() { self.populated() } else { pieces::populated_since(&self.pieces, earlier) }
     }
 
     /// Enters a part of the RAM file into this process's page tables, so that reading it soon takes no faults:
@@ -224,18 +234,15 @@ impl Ram {
     }
 }
 
-fn checked_len(file: &File, layout: &RamLayout) -> Result<usize, MemoryError> {
-    let found = file.metadata()?.len();
-    let needed = layout.file_len();
-    if found < needed {
-        return Err(MemoryError::Short { found, needed });
-    }
-    usize::try_from(needed).map_err(|e| io::Error::other(e).into())
+fn checked_len(pieces: &[RamPiece], layout: &RamLayout) -> Result<usize, MemoryError> {
+    pieces.iter().try_for_each(RamPiece::check)?;
+    usize::try_from(layout.file_len()).map_err(|e| io::Error::other(e).into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RamRegion;
     use std::io::Write;
 
     #[test]
@@ -299,6 +306,41 @@ mod tests {
         assert!(ram.read(Gpa(u64::MAX - 4), &mut buf).is_err());
         assert!(ram.read(Gpa(PAGE_SIZE as u64 - 16), &mut buf).is_ok());
         assert_eq!(ram.word(Gpa(4)), None, "an unaligned word is not read");
+    }
+
+    #[test]
+    fn ram_in_several_files_is_one() {
+        const MIB: u64 = 1 << 20;
+        let file = |byte: u8| {
+            let mut file = tempfile();
+            file.write_all(&[byte; 1 << 20]).unwrap();
+            file
+        };
+        let region = |gpa, len, offset| RamRegion { gpa: Gpa(gpa), len, offset: FileOffset(offset) };
+        // The first file and half of the second, a hole, the other half: as with two NUMA nodes around a PCI hole.
+        let half = MIB / 2;
+        let layout = RamLayout::new(vec![
+            region(0, MIB, 0),
+            region(MIB, half, 2 * MIB),
+            region(4 * MIB, half, 2 * MIB + half),
+        ]);
+        let pieces = || {
+            let piece = |offset, byte| RamPiece { offset: FileOffset(offset), len: MIB, file: file(byte) };
+            vec![piece(0, 1), piece(2 * MIB, 2)]
+        };
+        let layout = layout.unwrap();
+        let ram = Ram::shared_in(pieces(), layout.clone()).unwrap();
+        let byte = |gpa| ram.word(Gpa(gpa)).map(|word| word.to_le_bytes()[0]);
+        assert_eq!([0, MIB, 4 * MIB].map(byte), [Some(1), Some(2), Some(2)]);
+        assert_eq!([MIB + half, 4 * MIB + half].map(byte), [None, None]);
+        let (first, second) = (FileOffset(0)..FileOffset(MIB), FileOffset(2 * MIB)..FileOffset(3 * MIB));
+        assert_eq!(ram.populated(), [first, second]);
+        let mut between = [7; 16];
+        assert!(ram.read_file(FileOffset(2 * MIB - 8), &mut between));
+        assert_eq!((&between[..8], &between[8..]), (&[0; 8][..], &[2; 8][..]));
+        let short = pieces();
+        short[1].file.set_len(half).unwrap();
+        assert!(matches!(Ram::shared_in(short, layout), Err(MemoryError::Short { .. })));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! With a vector, every vCPU that was in user mode loses its registers and takes that interrupt first.
 
-use elision_qemu::{RestoreOptions, RestoreRequest, Vm, for_restore, fresh_guid, restore};
+use elision_qemu::{RestoreOptions, RestoreRequest, RestoredRam, Vm, for_restore, fresh_guid, restore};
 use std::error::Error;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -25,7 +26,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Instant::now();
     let mut state = vm.device_state()?;
     println!("device state in {:.1?}, {} pages of RAM passed", device.elapsed(), state.passed_pages());
-    std::io::copy(&mut vm.ram_file()?, &mut File::create(&ram)?)?;
+    let mut copy = File::create(&ram)?;
+    for (block, mut file) in vm.ram().blocks.iter().zip(vm.ram_files()?) {
+        copy.seek(SeekFrom::Start(block.offset.0))?;
+        std::io::copy(&mut file, &mut copy)?;
+    }
     vm.cont()?;
     println!("the VM stood still for {:.1?}, RAM copied byte by byte", begin.elapsed());
 
@@ -50,13 +55,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{} bytes of device state", state_file.metadata()?.len());
 
     let (command, guid) = (vm.process().command.clone(), fresh_guid()?);
-    let options = RestoreOptions {
-        ram: &ram,
-        ram_len: vm.ram().file_len,
-        block: &vm.ram().block,
-        qmp: &qmp,
-        guid: &guid,
-    };
+    let program = command.first().map(String::as_str).unwrap_or_default();
+    let ram = RestoredRam::new(program, &ram, &vm.ram().blocks)?;
+    let options = RestoreOptions { ram: ram.files(), qmp: &qmp, guid: &guid };
     let command = for_restore(&command, &options)?;
     println!("{}", command.join(" "));
     let log = folder.join("log");

@@ -1,20 +1,21 @@
-//! How a VM's RAM is reached from outside: by the file that QEMU shares, or in QEMU's own memory.
+//! How a VM's RAM is reached from outside: by the files that QEMU shares, or in QEMU's own memory.
 //!
 //! ```text
-//! RAM block   0 ............................ used
-//! QEMU        address ................ address + used      one run of mappings, all of one kind
-//!               shared file ──> the file                   (elision run, share=on)
-//!               private file, anonymous memory ──> the process
+//! a RAM block   0 ............................ len
+//! QEMU          address ................ address + len      one run of mappings, all of one kind
+//!                 shared file ──> the file                  (elision run, share=on)
+//!                 private file, anonymous memory ──> the process
 //! ```
-//! Which of QEMU's mappings is the RAM is not guessed: QEMU tells the address at which it maps a guest address
-//! (`gpa2hva`). A file may be unlinked, or never have had a name (memfd), so it is opened through `/proc`.
+//! Where one block is in QEMU's own memory all of them are read there. Which of QEMU's mappings a block is is not
+//! guessed: QEMU tells the address at which it maps a guest address (`gpa2hva`). A file may be unlinked, or never have
+//! had a name (memfd), so it is opened through `/proc`.
 
 use crate::error::{QemuError, Result};
 use crate::layout::VmRam;
 use crate::maps::{Vma, mappings, run};
 use crate::process::QemuProcess;
 use crate::qmp::Qmp;
-use elision_memory::{ProcessRam, Ram};
+use elision_memory::{FileOffset, ProcessRam, ProcessRun, Ram, RamBlock, RamPiece};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -22,65 +23,118 @@ use std::path::PathBuf;
 /// `HUGETLBFS_MAGIC` of `linux/magic.h`.
 const HUGETLBFS: i64 = 0x9584_58f6;
 
-/// Where the first byte of the RAM block is.
+/// Where the RAM blocks are.
 #[derive(Debug)]
 pub(crate) struct RamAccess {
-    /// In QEMU's address space.
+    places: Vec<Place>,
+}
+
+/// Where one block is.
+#[derive(Debug)]
+struct Place {
+    block: RamBlock,
+    /// Of its first byte in QEMU's address space.
     address: u64,
-    /// The file that QEMU maps there.
-    file: Option<File>,
+    /// The file that QEMU maps there, and from which of its bytes on.
+    file: Option<(File, u64)>,
     shared: bool,
 }
 
 impl RamAccess {
     /// Asks QEMU and `/proc`.
     pub(crate) fn find(process: &QemuProcess, qmp: &mut Qmp, ram: &VmRam) -> Result<Self> {
-        let pid = process.pid;
         let mut addresses = vec![];
-        for region in ram.layout.regions() {
-            let address = host_address(&qmp.human(&format!("gpa2hva {:#x}", region.gpa.0))?)?;
-            addresses
-                .push(address.checked_sub(region.offset.0).ok_or_else(|| bad("an address is too small"))?);
+        for block in &ram.blocks {
+            addresses.push(address_of(block, qmp, ram)?);
         }
-        let &[address, ref others @ ..] = addresses.as_slice() else { return Err(bad("there is no RAM")) };
-        if others.iter().any(|other| *other != address) {
-            return Err(bad("QEMU does not map the RAM in one piece"));
-        }
-        let mappings = mappings(pid)?;
-        let vma = run(&mappings, address, ram.file_len)?;
-        if vma.inode == 0 {
-            // Shared anonymous memory has an inode too.
-            return Ok(Self { address, file: None, shared: false });
-        }
-        if vma.offset.checked_add(address - vma.start) != Some(0) {
-            return Err(bad("the RAM does not begin at the start of its file"));
-        }
-        let file = open_mapped(pid, vma).ok_or(QemuError::RamFile { pid })?;
-        let found = file.metadata().map_err(QemuError::io("see the length of the RAM file"))?.len();
-        if found < ram.file_len {
-            return Err(bad(format!("the RAM file has {found:#x} bytes instead of {:#x}", ram.file_len)));
-        }
-        Ok(Self { address, file: Some(file), shared: vma.shared })
+        let mappings = mappings(process.pid)?;
+        let blocks = ram.blocks.iter().zip(addresses);
+        let places = blocks.map(|(block, address)| Place::find(process.pid, &mappings, block, address));
+        Ok(Self { places: places.collect::<Result<_>>()? })
     }
 
-    /// The file, if its content is the RAM whoever writes to it.
-    pub(crate) fn shared_file(&self) -> Option<&File> {
-        self.file.as_ref().filter(|_| self.shared)
+    /// Whether the RAM is in files, and their content is the RAM whoever writes to it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.places.iter().all(|place| place.shared_file().is_some())
+    }
+
+    /// The file of each block.
+    pub(crate) fn shared_files(&self) -> Result<Vec<&File>> {
+        let none = |place: &Place| QemuError::NotShared { block: place.block.name.clone() };
+        self.places.iter().map(|place| place.shared_file().ok_or_else(|| none(place))).collect()
     }
 
     /// Opens the RAM for reading.
     pub(crate) fn open(&self, pid: u32, ram: &VmRam) -> Result<Ram> {
         let layout = ram.layout.clone();
-        match self.shared_file() {
-            // Reading a hole of hugetlbfs through a mapping would take a huge page for it.
-            Some(file) if !is_hugetlbfs(file)? => Ok(Ram::shared(file, layout)?),
-            _ => {
-                let file = self.file.as_ref().map(File::try_clone).transpose();
-                let file = file.map_err(QemuError::io("keep the RAM file open"))?;
-                Ok(Ram::of_process(ProcessRam { pid, address: self.address, file }, layout)?)
-            }
+        // Reading a hole of hugetlbfs through a mapping would take a huge page for it.
+        let huge =
+            self.places.iter().filter_map(|place| place.file.as_ref()).map(|(file, _)| is_hugetlbfs(file));
+        let huge = huge.collect::<Result<Vec<_>>>()?.contains(&true);
+        let mut runs = vec![];
+        for Place { block, address, file, .. } in &self.places {
+            let file =
+                file.as_ref().map(|(file, start)| file.try_clone().map(|file| (file, *start))).transpose();
+            let file = file.map_err(QemuError::io("keep the RAM file open"))?;
+            runs.push(ProcessRun { offset: block.offset, len: block.len, address: *address, file });
+        }
+        if self.is_shared() && !huge {
+            let piece = |ProcessRun { offset, len, file, .. }| Some(RamPiece { offset, len, file: file?.0 });
+            return Ok(Ram::shared_in(runs.into_iter().filter_map(piece).collect(), layout)?);
+        }
+        Ok(Ram::of_process(ProcessRam { pid, runs }, layout)?)
+    }
+}
+
+impl Place {
+    fn find(pid: u32, mappings: &[Vma], block: &RamBlock, address: u64) -> Result<Self> {
+        let vma = run(mappings, address, block.len)?;
+        let block = block.clone();
+        if vma.inode == 0 {
+            // Shared anonymous memory has an inode too.
+            return Ok(Self { block, address, file: None, shared: false });
+        }
+        let start = vma.offset.checked_add(address - vma.start);
+        let start = start.ok_or_else(|| bad("the RAM is past the end of its file"))?;
+        if start != 0 && vma.shared {
+            return Err(bad(format!(
+                "the RAM block {:?} does not begin at the start of its file",
+                block.name
+            )));
+        }
+        let file = open_mapped(pid, vma).ok_or(QemuError::RamFile { pid })?;
+        let found = file.metadata().map_err(QemuError::io("see the length of the RAM file"))?.len();
+        let needed = start.saturating_add(block.len);
+        if found < needed {
+            return Err(bad(format!("the RAM file has {found:#x} bytes instead of {needed:#x}")));
+        }
+        Ok(Self { block, address, file: Some((file, start)), shared: vma.shared })
+    }
+
+    /// The file, if its content is the RAM whoever writes to it.
+    fn shared_file(&self) -> Option<&File> {
+        self.file.as_ref().filter(|_| self.shared).map(|(file, _)| file)
+    }
+}
+
+/// The address at which QEMU maps a block's first byte.
+fn address_of(block: &RamBlock, qmp: &mut Qmp, ram: &VmRam) -> Result<u64> {
+    let mut found = None;
+    for region in ram.layout.regions() {
+        let start = region.offset.max(block.offset);
+        let end = FileOffset(region.offset.0 + region.len).min(block.end());
+        if start >= end {
+            continue;
+        }
+        let gpa = region.gpa.0 + (start.0 - region.offset.0);
+        let address = host_address(&qmp.human(&format!("gpa2hva {gpa:#x}"))?)?;
+        let address = address.checked_sub(start.0 - block.offset.0);
+        let address = address.ok_or_else(|| bad("an address is too small"))?;
+        if *found.get_or_insert(address) != address {
+            return Err(bad(format!("QEMU does not map the RAM block {:?} in one piece", block.name)));
         }
     }
+    found.ok_or_else(|| bad(format!("the RAM block {:?} is mapped nowhere", block.name)))
 }
 
 fn is_hugetlbfs(file: &File) -> Result<bool> {

@@ -31,17 +31,17 @@ use std::time::Instant;
 impl Vm {
     /// The state of all devices and vCPUs of the stopped VM.
     pub fn device_state(&mut self) -> Result<DeviceState> {
-        let block = self.ram().block.clone();
+        let blocks = self.ram().blocks.clone();
         self.migrate(Form::Devices, |qmp| {
-            receive(qmp, None, |input| DeviceState::read(input, &block), wait).map(|(state, ())| state)
+            receive(qmp, None, |input| DeviceState::read(input, &blocks), wait).map(|(state, ())| state)
         })
     }
 
     /// The same with the stopped VM's RAM, whose pages go to `sink`.
     pub fn stream(&mut self, sink: &mut dyn PageSink) -> Result<DeviceState> {
-        let (block, len) = (self.ram().block.clone(), self.ram().file_len);
+        let blocks = self.ram().blocks.clone();
         self.migrate(Form::Whole, |qmp| {
-            receive(qmp, None, |input| DeviceState::read_whole(input, &block, len, sink), wait)
+            receive(qmp, None, |input| DeviceState::read_whole(input, &blocks, sink), wait)
                 .map(|(state, ())| state)
         })
     }
@@ -54,14 +54,14 @@ impl Vm {
         sink: &mut dyn PageSink,
         guardian: &Guardian,
     ) -> Result<(DeviceState, Instant)> {
-        let (block, len) = (self.ram().block.clone(), self.ram().file_len);
+        let blocks = self.ram().blocks.clone();
         self.migrate(Form::Snapshot, |qmp| {
             receive(
                 qmp,
                 Some(guardian),
                 |input| {
                     let progress = input.progress;
-                    DeviceState::read_whole(input, &block, len, &mut Watched { sink, progress })
+                    DeviceState::read_whole(input, &blocks, &mut Watched { sink, progress })
                 },
                 |qmp, progress| {
                     wait_for_memory(qmp, progress)?;

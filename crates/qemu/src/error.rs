@@ -81,7 +81,7 @@ pub enum QemuError {
     },
     /// The VM's RAM is private to its QEMU.
     #[error(
-        "The VM's RAM {block:?} is not one shared file. To have one, start the VM by \
+        "The VM's RAM {block:?} is not a shared file. To have one, start the VM by \
          `elision run -- QEMU COMMAND`, or add to its command: \
          -object memory-backend-file,id=pc.ram,size=SIZE,mem-path=/dev/shm/NAME,share=on \
          -machine memory-backend=pc.ram"
@@ -90,12 +90,13 @@ pub enum QemuError {
         /// The RAM block.
         block: String,
     },
-    /// NUMA nodes or memory devices with RAM of their own.
+    /// The guest has memory that is neither its main RAM nor that of NUMA nodes.
     #[error(
-        "The VM's RAM comes from several backends ({}), which is not supported: give it all of its RAM by one \
-         memory backend, without NUMA memory nodes and memory devices", .names.join(", ")
+        "The VM has memory of other kinds beside its main RAM ({}), which is not supported: give it all of its RAM by \
+         one memory backend, or by one for each NUMA node (-numa node,memdev=ID), without memory devices",
+        .names.join(", ")
     )]
-    SeveralBackends {
+    OtherBackends {
         /// The backends.
         names: Vec<String>,
     },

@@ -5,6 +5,10 @@
 //!                  [   RAM   ]     [ RAM, some read-only ]          [    RAM     ]
 //! RAM file         [   RAM   |hidden|      RAM           |              RAM      ]
 //! ```
+//!
+//! RAM that comes from several memory backends, one for each NUMA node, is several blocks in QEMU. They stand in the RAM
+//! file one after the other, and one that continues another at the guest's addresses does so anywhere.
+//!
 //! QEMU lets a guest switch parts of the first megabyte between RAM, ROM and devices, and hides the memory
 //! of System Management Mode. Such **hidden** bytes exist in the RAM file, belong to no guest-physical
 //! address that the operating system could use, and go into an image as they are. Any other byte of the
@@ -12,7 +16,7 @@
 
 use crate::error::{QemuError, Result};
 use crate::flat_view::{FlatRegion, RamBlockInfo};
-use elision_memory::{FileOffset, Gpa, PAGE_SIZE, RamLayout, RamRegion};
+use elision_memory::{FileOffset, Gpa, PAGE_SIZE, RamBlock, RamLayout, RamRegion};
 use serde::{Deserialize, Serialize};
 
 const ONE_MIB: u64 = 1 << 20;
@@ -28,12 +32,13 @@ pub struct HiddenRange {
     pub len: u64,
 }
 
-/// The VM's RAM: its block in QEMU and where the block's parts are mapped.
+/// The VM's RAM: its blocks in QEMU and where the blocks' parts are mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmRam {
-    /// Name of the RAM block, which is the id of its memory backend: usually `pc.ram`.
-    pub block: String,
-    /// Length of the RAM file.
+    /// The RAM blocks, one after the other, first the one of low addresses. A block's name is the id of its memory
+    /// backend: usually `pc.ram`, or one for each NUMA node.
+    pub blocks: Vec<RamBlock>,
+    /// Length of the RAM file that holds all blocks.
     pub file_len: u64,
     /// Where each part of the file stands, hidden ones where the guest would see them.
     pub layout: RamLayout,
@@ -41,45 +46,60 @@ pub struct VmRam {
     pub hidden: Vec<HiddenRange>,
 }
 
-/// Works the RAM out of QEMU's description. `backends` are the ids of all memory backends.
-pub(crate) fn vm_ram(view: &[FlatRegion], blocks: &[RamBlockInfo], backends: &[String]) -> Result<VmRam> {
+/// Works the RAM out of QEMU's description. `backends` are the ids of all memory backends, `nodes` of those that are
+/// the memory of NUMA nodes.
+pub(crate) fn vm_ram(
+    view: &[FlatRegion],
+    blocks: &[RamBlockInfo],
+    backends: &[String],
+    nodes: &[String],
+) -> Result<VmRam> {
     // The main RAM is what the guest has at 1 MiB, on every PC since the first.
     let main = view
         .iter()
         .find(|r| r.kind == "ram" && r.start <= ONE_MIB && ONE_MIB - r.start < r.len)
         .ok_or_else(|| bad("there is no RAM at 1 MiB"))?;
-    let block = blocks
-        .iter()
-        .find(|b| b.name == main.name)
-        .ok_or_else(|| bad(format!("there is no RAM block named {:?}", main.name)))?;
-    let mut names = vec![block.name.clone()];
-    for r in view.iter().filter(|r| r.is_memory() && r.name != block.name && backends.contains(&r.name)) {
-        if !names.contains(&r.name) {
-            names.push(r.name.clone());
+    let mut names = vec![main.name.as_str()];
+    for r in view.iter().filter(|r| r.is_memory() && backends.contains(&r.name)) {
+        if !names.contains(&r.name.as_str()) {
+            names.push(&r.name);
         }
     }
-    if names.len() > 1 {
-        return Err(QemuError::SeveralBackends { names });
+    let is_node = |name: &&str| nodes.iter().any(|node| node == name);
+    if names.len() > 1 && !names.iter().all(is_node) {
+        let others = names.into_iter().filter(|name| !is_node(name)).map(String::from).collect();
+        return Err(QemuError::OtherBackends { names: others });
     }
-    let pieces = pieces(view, block)?;
-    let hidden = hidden(view, &pieces, block.used)?;
+    let mut placed: Vec<RamBlock> = vec![];
+    for name in names {
+        let block = blocks.iter().find(|b| b.name == name);
+        let block = block.ok_or_else(|| bad(format!("there is no RAM block named {name:?}")))?;
+        let offset = placed.last().map_or(FileOffset(0), RamBlock::next_start);
+        placed.push(RamBlock { name: name.to_owned(), offset, len: block.used });
+    }
+    let (mut all, mut hidden) = (vec![], vec![]);
+    for block in &placed {
+        let pieces = pieces(view, block)?;
+        hidden.extend(hidden_in(block, view, &pieces, all.last().copied())?);
+        all.extend(pieces);
+    }
     // What lies behind the VGA window (system management mode keeps its memory there) belongs to the VM's
     // state too.
-    let behind = hidden.iter().map(|h| RamRegion { gpa: h.gpa, len: h.len, offset: h.offset });
-    let mut all: Vec<_> = pieces.into_iter().chain(behind).collect();
-    all.sort_by_key(|piece| piece.offset);
+    all.extend(hidden.iter().map(|h| RamRegion { gpa: h.gpa, len: h.len, offset: h.offset }));
     let layout = RamLayout::new(merge(all))?;
-    Ok(VmRam { block: block.name.clone(), file_len: block.used, layout, hidden })
+    let file_len = placed.last().map_or(0, |block| block.end().0);
+    Ok(VmRam { blocks: placed, file_len, layout, hidden })
 }
 
 /// The parts of the view that lead into the block, by ascending file offset.
-fn pieces(view: &[FlatRegion], block: &RamBlockInfo) -> Result<Vec<RamRegion>> {
+fn pieces(view: &[FlatRegion], block: &RamBlock) -> Result<Vec<RamRegion>> {
     let mut pieces = vec![];
     for r in view.iter().filter(|r| r.is_memory() && r.name == block.name) {
-        if r.offset.checked_add(r.len).is_none_or(|end| end > block.used) {
+        if r.offset.checked_add(r.len).is_none_or(|end| end > block.len) {
             return Err(bad(format!("the region at {:#x} runs out of its RAM block", r.start)));
         }
-        pieces.push(RamRegion { gpa: Gpa(r.start), len: r.len, offset: FileOffset(r.offset) });
+        let offset = FileOffset(block.offset.0 + r.offset);
+        pieces.push(RamRegion { gpa: Gpa(r.start), len: r.len, offset });
     }
     pieces.sort_by_key(|p| p.offset);
     // A second address for the same bytes would make one frame two.
@@ -93,12 +113,16 @@ fn pieces(view: &[FlatRegion], block: &RamBlockInfo) -> Result<Vec<RamRegion>> {
     Ok(pieces)
 }
 
-/// The gaps between the pieces, each with a known reason.
-fn hidden(view: &[FlatRegion], pieces: &[RamRegion], file_len: u64) -> Result<Vec<HiddenRange>> {
+/// The gaps between the pieces of a block, each with a known reason. `before` is what stands before the block.
+fn hidden_in(
+    block: &RamBlock,
+    view: &[FlatRegion],
+    pieces: &[RamRegion],
+    mut before: Option<RamRegion>,
+) -> Result<Vec<HiddenRange>> {
     let mut hidden = vec![];
-    let mut at = 0;
-    let mut before: Option<&RamRegion> = None;
-    let end = RamRegion { gpa: Gpa(0), len: 0, offset: FileOffset(file_len) };
+    let mut at = block.offset.0;
+    let end = RamRegion { gpa: Gpa(0), len: 0, offset: block.end() };
     for piece in pieces.iter().chain([&end]) {
         let len = piece.offset.0 - at;
         if len > 0 {
@@ -112,7 +136,7 @@ fn hidden(view: &[FlatRegion], pieces: &[RamRegion], file_len: u64) -> Result<Ve
             hidden.push(HiddenRange { gpa: Gpa(gpa), offset: FileOffset(at), len });
         }
         at = piece.offset.0 + piece.len;
-        before = Some(piece);
+        before = Some(*piece);
     }
     Ok(hidden)
 }
@@ -146,10 +170,11 @@ fn continues(a: &RamRegion, b: &RamRegion) -> bool {
 }
 
 impl VmRam {
-    /// Whether every byte of the file has its place, and pages are whole.
+    /// Whether every byte of the blocks has its place, and pages are whole.
     #[must_use]
     pub fn accounts_for_every_byte(&self) -> bool {
-        self.layout.ram_bytes() == self.file_len && self.file_len % PAGE_SIZE as u64 == 0
+        let blocks: u64 = self.blocks.iter().map(|block| block.len).sum();
+        self.layout.ram_bytes() == blocks && blocks % PAGE_SIZE as u64 == 0
     }
 }
 
@@ -169,6 +194,7 @@ mod tests {
                 &parse_ram_blocks(include_str!(concat!("../tests/captured/", $name, "-ramblock.txt")))
                     .unwrap(),
                 &["pc.ram".to_string()],
+                &[],
             )
             .unwrap()
         };
@@ -184,7 +210,8 @@ mod tests {
     fn small_guests_are_one_piece() {
         for ram in [captured!("q35-512"), captured!("pc-512")] {
             assert_eq!(ram.layout.regions(), [region(0, 512 << 20, 0)]);
-            assert_eq!((ram.block.as_str(), ram.file_len), ("pc.ram", 512 << 20));
+            assert_eq!(ram.blocks, [RamBlock::whole("pc.ram", 512 << 20)]);
+            assert_eq!(ram.file_len, 512 << 20);
             assert!(ram.hidden.is_empty());
             assert!(ram.accounts_for_every_byte());
         }
@@ -221,26 +248,55 @@ mod tests {
         let blocks = blocks(&[("pc.ram", 0x400_0000)]);
         let low = "  0000000000000000-00000000037fffff (prio 0, ram): pc.ram\n";
         let seg = "  0000000003800000-0000000003ffffff (prio 1, i/o): tseg-blackhole\n";
-        let ram = vm_ram(&view(&format!("{low}{seg}")), &blocks, &[]).unwrap();
+        let ram = vm_ram(&view(&format!("{low}{seg}")), &blocks, &[], &[]).unwrap();
         assert_eq!(
             ram.hidden,
             [HiddenRange { gpa: Gpa(0x380_0000), offset: FileOffset(0x380_0000), len: 0x80_0000 }]
         );
         assert!(ram.accounts_for_every_byte());
-        let err = vm_ram(&view(low), &blocks, &[]).unwrap_err();
+        let err = vm_ram(&view(low), &blocks, &[], &[]).unwrap_err();
         assert!(matches!(err, QemuError::Unexplained { offset: FileOffset(0x380_0000), .. }), "{err}");
     }
 
     #[test]
-    fn several_backends_double_mappings_and_overruns_are_refused() {
+    fn nodes_stand_one_after_the_other_and_around_the_hole() {
+        // 3 MiB short of an even number, so that the second node does not follow at once in the file.
+        let list = blocks(&[("m0", 0x7fd0_0000), ("m1", 0x8000_0000), ("vga.vram", 0x100_0000)]);
+        let split = "  0000000000000000-000000007fcfffff (prio 0, ram): m0\n  000000007fd00000-000000007fffffff (prio 0, ram): m1\n  \
+                     00000000e0000000-00000000e0ffffff (prio 1, ram): vga.vram\n  0000000100000000-000000017fcfffff (prio 0, ram): m1 @0000000000300000\n";
+        let nodes = ["m0".to_string(), "m1".to_string()];
+        let ram = vm_ram(&view(split), &list, &nodes, &nodes).unwrap();
+        let second = 0x7fe0_0000;
+        assert_eq!(
+            ram.layout.regions(),
+            [
+                region(0, 0x7fd0_0000, 0),
+                region(0x7fd0_0000, 0x30_0000, second),
+                region(4 * G, 0x7fd0_0000, second + 0x30_0000)
+            ]
+        );
+        let starts: Vec<_> = ram.blocks.iter().map(|b| (b.name.as_str(), b.offset.0, b.len)).collect();
+        assert_eq!(starts, [("m0", 0, 0x7fd0_0000), ("m1", second, 0x8000_0000)]);
+        assert_eq!(ram.file_len, second + 0x8000_0000);
+        assert!(ram.accounts_for_every_byte() && ram.hidden.is_empty());
+        // Two nodes whose memory follows at once are one run of memory.
         let two = "  0000000000000000-0000000003ffffff (prio 0, ram): m0\n  0000000004000000-0000000007ffffff (prio 0, ram): m1\n";
         let list = blocks(&[("m0", 0x400_0000), ("m1", 0x400_0000)]);
-        let err = vm_ram(&view(two), &list, &["m0".into(), "m1".into()]).unwrap_err();
-        assert!(matches!(err, QemuError::SeveralBackends { ref names } if names == &["m0", "m1"]), "{err}");
+        let ram = vm_ram(&view(two), &list, &nodes, &nodes).unwrap();
+        assert_eq!(ram.layout.regions(), [region(0, 0x800_0000, 0)]);
+    }
+
+    #[test]
+    fn other_backends_double_mappings_and_overruns_are_refused() {
+        let two = "  0000000000000000-0000000003ffffff (prio 0, ram): m0\n  0000000004000000-0000000007ffffff (prio 0, ram): m1\n";
+        let list = blocks(&[("m0", 0x400_0000), ("m1", 0x400_0000)]);
+        let backends = ["m0".to_string(), "m1".to_string()];
+        let err = vm_ram(&view(two), &list, &backends, &backends[..1]).unwrap_err();
+        assert!(matches!(err, QemuError::OtherBackends { ref names } if names == &["m1"]), "{err}");
         let twice = "  0000000000000000-0000000003ffffff (prio 0, ram): m0\n  0000000004000000-0000000007ffffff (prio 0, ram): m0\n";
-        assert!(vm_ram(&view(twice), &list, &[]).is_err());
+        assert!(vm_ram(&view(twice), &list, &[], &[]).is_err());
         let overrun = "  0000000000000000-0000000004ffffff (prio 0, ram): m0\n";
-        assert!(vm_ram(&view(overrun), &list, &[]).is_err());
-        assert!(vm_ram(&view(""), &list, &[]).is_err());
+        assert!(vm_ram(&view(overrun), &list, &[], &[]).is_err());
+        assert!(vm_ram(&view(""), &list, &[], &[]).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! A running VM, looked at from outside.
 
 use crate::access::RamAccess;
+use crate::command::node_backends;
 use crate::error::{QemuError, Result};
 use crate::flat_view::{parse_flat_view, parse_ram_blocks};
 use crate::layout::{VmRam, vm_ram};
@@ -35,10 +36,10 @@ impl Vm {
     pub fn attach(socket: &Path) -> Result<Self> {
         let mut qmp = Qmp::connect(socket)?;
         let process = QemuProcess::behind(&qmp)?;
-        let ram = read_layout(&mut qmp)?;
+        let ram = read_layout(&mut qmp, &process)?;
         let access = RamAccess::find(&process, &mut qmp, &ram)?;
         let kvm = qmp.execute("query-kvm", json!({}))?["enabled"].as_bool().unwrap_or(false);
-        tracing::debug!(pid = process.pid, block = ram.block, bytes = ram.file_len, kvm, "attached");
+        tracing::debug!(pid = process.pid, blocks = ram.blocks.len(), bytes = ram.file_len, kvm, "attached");
         Ok(Self { qmp, process, ram, access, kvm })
     }
 
@@ -53,7 +54,7 @@ impl Vm {
         &self.process
     }
 
-    /// The RAM file's block, length and layout.
+    /// The RAM file's blocks, length and layout.
     #[must_use]
     pub fn ram(&self) -> &VmRam {
         &self.ram
@@ -70,16 +71,16 @@ impl Vm {
         self.access.open(self.process.pid, &self.ram)
     }
 
-    /// Whether the RAM is one file that others can map. Otherwise it is in QEMU's own memory.
+    /// Whether all RAM is in files that others can map. Otherwise some is in QEMU's own memory.
     #[must_use]
     pub fn shares_ram(&self) -> bool {
-        self.access.shared_file().is_some()
+        self.access.is_shared()
     }
 
-    /// The file that is the RAM, open for reading; an error that says how to get one if there is none.
-    pub fn ram_file(&self) -> Result<&File> {
-        let none = || QemuError::NotShared { block: self.ram.block.clone() };
-        self.access.shared_file().ok_or_else(none)
+    /// The files that are the RAM, open for reading, one for each block; an error that says how to get one where there
+    /// is none.
+    pub fn ram_files(&self) -> Result<Vec<&File>> {
+        self.access.shared_files()
     }
 
     /// Whether KVM runs the vCPUs (otherwise QEMU translates their code).
@@ -90,8 +91,8 @@ impl Vm {
 
     /// Reads the layout again: firmware and drivers of old switch parts of the first megabyte.
     pub fn refresh_layout(&mut self) -> Result<()> {
-        let ram = read_layout(&mut self.qmp)?;
-        if (&ram.block, ram.file_len) != (&self.ram.block, self.ram.file_len) {
+        let ram = read_layout(&mut self.qmp, &self.process)?;
+        if ram.blocks != self.ram.blocks {
             return Err(QemuError::RamLayout { why: "the RAM was exchanged while it was in use".into() });
         }
         self.ram = ram;
@@ -141,12 +142,12 @@ pub(crate) fn run_state(qmp: &mut Qmp) -> Result<RunState> {
     }
 }
 
-fn read_layout(qmp: &mut Qmp) -> Result<VmRam> {
+fn read_layout(qmp: &mut Qmp, process: &QemuProcess) -> Result<VmRam> {
     let view = parse_flat_view(&qmp.human("info mtree -f")?)?;
     let blocks = parse_ram_blocks(&qmp.human("info ramblock")?)?;
     let backends = qmp.execute("query-memdev", json!({}))?;
     let backends = backends.as_array().map(Vec::as_slice).unwrap_or_default();
     let id = |b: &Value| b["id"].as_str().map(String::from);
     let ids: Vec<String> = backends.iter().filter_map(id).collect();
-    vm_ram(&view, &blocks, &ids)
+    vm_ram(&view, &blocks, &ids, &node_backends(&process.command))
 }

@@ -3,16 +3,17 @@
 mod common;
 
 use common::{Machine, backends, wait_until};
-use elision_memory::Gpa;
+use elision_memory::{Gpa, RamBlock};
 use elision_qemu::{QemuError, Vm};
 use serde_json::json;
+use std::path::Path;
 
 #[test]
 fn ram_is_found_and_read() {
     for (id, machine) in [("pc.ram", "q35"), ("mem", "pc")] {
         let m = Machine::start(id, 64, &["-M", machine, "-vga", "std"]);
         let mut vm = Vm::attach(&m.qmp()).unwrap();
-        assert_eq!(vm.ram().block, id);
+        assert_eq!(vm.ram().blocks, [RamBlock::whole(id, 64 << 20)]);
         assert_eq!(vm.process().pid, m.child.id());
         assert_eq!(vm.ram().file_len, 64 << 20);
         assert!(vm.ram().accounts_for_every_byte());
@@ -33,7 +34,7 @@ fn an_unlinked_ram_file_is_found() {
     wait_until("the RAM file", || m.path("ram").exists());
     std::fs::remove_file(m.path("ram")).unwrap();
     let vm = Vm::attach(&m.qmp()).unwrap();
-    assert!(vm.ram_file().unwrap().metadata().unwrap().len() >= 64 << 20);
+    assert!(vm.ram_files().unwrap()[0].metadata().unwrap().len() >= 64 << 20);
 }
 
 /// Memory of QEMU itself that counts as used, in KiB.
@@ -50,9 +51,9 @@ fn ram_of_any_backend_is_what_qemu_says() {
         for machine in ["q35", "pc"] {
             let m = Machine::start_words(&format!("-vga std {options} -machine {machine}"));
             let mut vm = Vm::attach(&m.qmp()).unwrap();
-            assert_eq!((vm.ram().block.as_str(), vm.shares_ram()), (id, shared), "{options:?}");
+            assert_eq!((vm.ram().blocks[0].name.as_str(), vm.shares_ram()), (id, shared), "{options:?}");
             if !shared {
-                let err = vm.ram_file().unwrap_err();
+                let err = vm.ram_files().unwrap_err();
                 assert!(matches!(err, QemuError::NotShared { .. }), "{err}");
                 assert!(err.to_string().contains("elision run"), "{err}");
             }
@@ -84,13 +85,68 @@ fn ram_of_any_backend_is_what_qemu_says() {
     }
 }
 
+/// Bytes of physical memory as QEMU itself copies them.
+fn by_qemu(vm: &mut Vm, file: &Path, start: u64, len: u64) -> Vec<u8> {
+    vm.qmp().execute("pmemsave", json!({"val": start, "size": len, "filename": file})).unwrap();
+    std::fs::read(file).unwrap()
+}
+
 #[test]
-fn several_backends_are_named() {
-    let numa = "-m 128 -object memory-backend-memfd,id=m0,size=64M -object memory-backend-memfd,id=m1,size=64M \
-                -numa node,memdev=m0 -numa node,memdev=m1";
-    let numa = Machine::start_words(numa);
-    let err = Vm::attach(&numa.qmp()).unwrap_err();
-    assert!(matches!(err, QemuError::SeveralBackends { ref names } if names.len() == 2), "{err}");
+fn memory_of_several_nodes_is_what_qemu_says() {
+    const MIB: u64 = 1 << 20;
+    // The first node ends amid a huge page, and the second one goes on above the hole.
+    for (backends, machine, sizes, shared) in [
+        (["memory-backend-memfd"; 2], "q35", [65, 63], true),
+        (["memory-backend-ram"; 2], "pc", [65, 63], false),
+        (["memory-backend-memfd", "memory-backend-ram"], "q35", [1501, 2595], false),
+        (["memory-backend-memfd,share=off", "memory-backend-memfd"], "pc", [1501, 2595], false),
+        (["memory-backend-memfd"; 2], "pc", [1501, 2595], true),
+    ] {
+        let node = |i: usize| {
+            let [backend, size] = [backends[i].to_owned(), sizes[i].to_string()];
+            format!("-object {backend},id=m{i},size={size}M -numa node,memdev=m{i}")
+        };
+        let all: u64 = sizes.iter().sum();
+        let m = Machine::start_words(&format!("-machine {machine} -m {all} {} {}", node(0), node(1)));
+        let mut vm = Vm::attach(&m.qmp()).unwrap();
+        assert_eq!(vm.shares_ram(), shared, "{backends:?}");
+        assert!(vm.ram().accounts_for_every_byte());
+        let blocks: Vec<_> = vm.ram().blocks.iter().map(|b| (b.name.as_str(), b.offset.0)).collect();
+        assert_eq!(blocks, [("m0", 0), ("m1", (sizes[0] + 1) * MIB)]);
+        assert_eq!(vm.layout().ram_bytes(), all * MIB);
+        let ram = vm.open_ram().unwrap();
+        // SeaBIOS leaves tables at the end of the memory below 4 GiB, which the second node has.
+        let below = vm.layout().regions().iter().filter(|r| r.gpa.0 < 4 << 30).map(|r| r.gpa.0 + r.len).max();
+        let last = below.unwrap() - 2 * MIB;
+        let mut end = vec![0; 2 << 20];
+        wait_until("tables in the second node", || {
+            ram.refresh();
+            ram.read(Gpa(last), &mut end).unwrap();
+            end.iter().any(|byte| *byte != 0)
+        });
+        vm.stop().unwrap();
+        ram.refresh();
+        for start in [MIB, sizes[0] * MIB - MIB, sizes[0] * MIB, last] {
+            let mut bytes = vec![0; 1 << 20];
+            ram.read(Gpa(start), &mut bytes).unwrap();
+            assert!(bytes == by_qemu(&mut vm, &m.path("dump"), start, MIB), "{backends:?} at {start:#x}");
+        }
+        ram.check().unwrap();
+        let state = vm.device_state().unwrap();
+        assert_eq!(state.main_blocks().map(|(_, used)| used).sum::<u64>(), all * MIB);
+    }
+}
+
+#[test]
+fn memory_that_is_no_node_s_is_named() {
+    let dimm =
+        "-m 128M,slots=1,maxmem=1G -object memory-backend-ram,id=d0,size=128M -device pc-dimm,memdev=d0";
+    let m = Machine::start_words(dimm);
+    let err = Vm::attach(&m.qmp()).unwrap_err();
+    assert!(
+        matches!(err, QemuError::OtherBackends { ref names } if names.contains(&"d0".to_string())),
+        "{err}"
+    );
 }
 
 #[test]
@@ -114,7 +170,7 @@ fn device_state_is_taken_again_and_again() {
     for round in 0..3 {
         vm.stop().unwrap();
         let state = vm.device_state().unwrap();
-        assert_eq!(state.main_block(), Some(("mem", 64 << 20)), "round {round}");
+        assert!(state.main_blocks().eq([("mem", 64 << 20)]), "round {round}");
         assert_eq!(state.passed_pages(), 0, "shared RAM does not even come");
         let vcpus = state.vcpus().unwrap();
         assert_eq!(vcpus.iter().map(|v| v.index).collect::<Vec<_>>(), [0, 1]);
@@ -146,12 +202,12 @@ fn a_prepared_command_can_be_attached() {
     let m = Machine { folder, child };
     wait_until("the QMP socket", || std::os::unix::net::UnixStream::connect(&qmp).is_ok());
     let mut vm = Vm::attach(&qmp).unwrap();
-    assert_eq!((vm.ram().block.as_str(), vm.ram().file_len), ("pc.ram", 3 << 29));
+    assert_eq!(vm.ram().blocks, [RamBlock::whole("pc.ram", 3 << 29)]);
     vm.stop().unwrap();
     assert_eq!(vm.device_state().unwrap().passed_pages(), 0);
     // The command that now runs is fit as it is.
     let again = elision_qemu::prepare(&vm.process().command, &qmp).unwrap();
-    assert!(again.additions.is_empty() && again.ram.is_none(), "{:?}", again.additions);
+    assert!(again.additions.is_empty() && again.ram.is_empty(), "{:?}", again.additions);
     assert_eq!(again.qmp, qmp);
     drop(m);
 }
@@ -169,7 +225,8 @@ fn memory_that_qemu_sends_after_all_is_dropped() {
     qmp.execute("migrate", json!({"uri": format!("exec:cat > {}", file.display())})).unwrap();
     wait_until("the migration", || qmp.execute("query-migrate", json!({})).unwrap()["status"] == "completed");
     let firmware = std::fs::read(&file).unwrap();
-    let state = elision_qemu::DeviceState::read(&firmware[..], "pc.ram").unwrap();
+    let state =
+        elision_qemu::DeviceState::read(&firmware[..], &[RamBlock::whole("pc.ram", 64 << 20)]).unwrap();
     assert_eq!(state.passed_pages(), (64 << 20) / 4096);
     let mut plain = vec![];
     state.write_to(&mut plain).unwrap();

@@ -5,8 +5,8 @@
 mod common;
 
 use common::{Machine, wait_until};
-use elision_memory::Gpa;
-use elision_qemu::{RestoreOptions, RestoreRequest, Restored, Vm, for_restore, restore};
+use elision_memory::{Gpa, RamBlock};
+use elision_qemu::{RestoreOptions, RestoreRequest, Restored, RestoredRam, Vm, for_restore, restore};
 use std::path::Path;
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ fn boot_sector() -> Vec<u8> {
 /// Starts the image and returns the counters a while later.
 fn run(command: &[String], ram: &Path, state: &Path, qmp: &Path) -> (u32, u32) {
     let guid = elision_qemu::fresh_guid().unwrap();
-    let options = RestoreOptions { ram, ram_len: 64 << 20, block: "pc.ram", qmp, guid: &guid };
+    let ram = RestoredRam::new(&command[0], ram, &[RamBlock::whole("pc.ram", 64 << 20)]).unwrap();
+    let options = RestoreOptions { ram: ram.files(), qmp, guid: &guid };
     let command = for_restore(command, &options).unwrap();
     let request = RestoreRequest { command: &command, qmp, state, folder: None, log: None, run: true };
     let Restored { mut child, mut qmp } = restore(&request).unwrap();

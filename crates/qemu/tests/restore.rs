@@ -3,8 +3,10 @@
 mod common;
 
 use common::{Machine, backends, wait_until};
-use elision_memory::Gpa;
-use elision_qemu::{QemuError, Qmp, RestoreOptions, RestoreRequest, Restored, Vm, for_restore, restore};
+use elision_memory::{FileOffset, Gpa, RamBlock};
+use elision_qemu::{
+    QemuError, Qmp, RestoreOptions, RestoreRequest, Restored, RestoredRam, Vm, for_restore, restore,
+};
 use serde_json::json;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -58,15 +60,19 @@ fn save_to(vm: &mut Vm, folder: &Path) -> (Image, Vec<u8>) {
     vm.stop().unwrap();
     let ram = vm.open_ram().unwrap();
     let mut bytes = vec![0; 64 << 20];
-    ram.read(Gpa(0), &mut bytes).unwrap();
+    for (at, page) in (0..).step_by(4096).zip(bytes.chunks_mut(4096)) {
+        ram.read(Gpa(at), page).unwrap();
+    }
     let state = vm.device_state().unwrap();
-    assert_eq!(state.main_block().unwrap().0, vm.ram().block);
+    assert!(state.main_blocks().map(|(name, _)| name).eq(vm.ram().blocks.iter().map(|b| b.name.as_str())));
     let image = Image {
         ram: folder.join("ram.img"),
         state: folder.join("state.bin"),
         command: vm.process().command.clone(),
     };
-    std::fs::write(&image.ram, &bytes).unwrap();
+    let mut file = vec![0; usize::try_from(vm.ram().file_len).unwrap()];
+    assert!(ram.read_file(FileOffset(0), &mut file));
+    std::fs::write(&image.ram, &file).unwrap();
     state.write_to(std::fs::File::create(&image.state).unwrap()).unwrap();
     (image, bytes)
 }
@@ -77,7 +83,7 @@ fn save(m: &Machine, id: &str) -> Image {
     wait_until("SeaBIOS", || ram.word(Gpa(0x40)).is_some_and(|w| w != 0));
     vm.stop().unwrap();
     let state = vm.device_state().unwrap();
-    assert_eq!(state.main_block().unwrap().0, id);
+    assert_eq!(state.main_blocks().next().unwrap().0, id);
     let image =
         Image { ram: m.path("ram.img"), state: m.path("state.bin"), command: vm.process().command.clone() };
     std::fs::copy(m.path("ram"), &image.ram).unwrap();
@@ -91,8 +97,13 @@ fn start(image: &Image, block: &str, qmp: &Path) -> elision_qemu::Result<Running
 }
 
 fn load(image: &Image, block: &str, qmp: &Path, run: bool) -> elision_qemu::Result<Restored> {
+    load_blocks(image, &[RamBlock::whole(block, 64 << 20)], qmp, run)
+}
+
+fn load_blocks(image: &Image, blocks: &[RamBlock], qmp: &Path, run: bool) -> elision_qemu::Result<Restored> {
     let guid = elision_qemu::fresh_guid()?;
-    let options = RestoreOptions { ram: &image.ram, ram_len: 64 << 20, block, qmp, guid: &guid };
+    let ram = RestoredRam::new(&image.command[0], &image.ram, blocks)?;
+    let options = RestoreOptions { ram: ram.files(), qmp, guid: &guid };
     let command = for_restore(&image.command, &options)?;
     let request =
         RestoreRequest { command: &command, qmp, state: &image.state, folder: None, log: None, run };
@@ -167,6 +178,52 @@ fn ram_of_any_backend_is_restored_and_so_is_a_restored_vm() {
             let _second = Ended(child);
             assert!(has(&mut qmp, &m.path("dump"), &bytes), "{options}: the second clone");
         }
+    }
+}
+
+#[test]
+fn memory_of_several_nodes_is_restored_and_so_is_a_restored_vm() {
+    for (backends, machine) in [
+        (["memory-backend-memfd"; 2], "q35"),
+        (["memory-backend-ram"; 2], "pc"),
+        (["memory-backend-memfd", "memory-backend-ram"], "q35"),
+    ] {
+        println!("{backends:?} {machine}");
+        // The second block does not begin where the first one ends.
+        let node =
+            |i: usize, mib| format!("-object {},id=m{i},size={mib}M -numa node,memdev=m{i}", backends[i]);
+        let m = Machine::start_words(&format!(
+            "-vga std -machine {machine} -m 64 {} {}",
+            node(0, 31),
+            node(1, 33)
+        ));
+        let mut vm = Vm::attach(&m.qmp()).unwrap();
+        let ram = vm.open_ram().unwrap();
+        let mut end = vec![0; 2 << 20];
+        wait_until("tables in the second node", || {
+            ram.refresh();
+            ram.read(Gpa(62 << 20), &mut end).unwrap();
+            end.iter().any(|byte| *byte != 0)
+        });
+        let (image, bytes) = save_to(&mut vm, m.folder.path());
+        let blocks = vm.ram().blocks.clone();
+        assert_eq!(blocks[1].offset.0, 32 << 20);
+        let before = std::fs::read(&image.ram).unwrap();
+        let Restored { child, mut qmp } = load_blocks(&image, &blocks, &m.path("clone"), false).unwrap();
+        let _clone = Ended(child);
+        assert!(has(&mut qmp, &m.path("dump"), &bytes), "{backends:?}: the first clone");
+        qmp.execute("cont", json!({})).unwrap();
+        drop(qmp);
+
+        let again = tempfile::tempdir().unwrap();
+        let mut vm = Vm::attach(&m.path("clone")).unwrap();
+        assert!(!vm.shares_ram() && vm.ram().blocks == blocks, "{backends:?}");
+        let (second, bytes) = save_to(&mut vm, again.path());
+        let clone = again.path().join("clone");
+        let Restored { child, mut qmp } = load_blocks(&second, &blocks, &clone, false).unwrap();
+        let _second = Ended(child);
+        assert!(has(&mut qmp, &m.path("dump"), &bytes), "{backends:?}: the second clone");
+        assert!(std::fs::read(&image.ram).unwrap() == before, "the image was changed");
     }
 }
 

@@ -9,7 +9,7 @@ use crate::qmp;
 use crate::truth::Truth;
 use crate::{paths, spawner};
 use elision_actor::protocol::READY_LINE;
-use elision_memory::{ProcessRam, Ram, RamLayout};
+use elision_memory::{FileOffset, ProcessRam, ProcessRun, Ram, RamLayout};
 use serde_json::json;
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -125,11 +125,20 @@ impl Guest {
             let file = File::open(&path).context("open", &path)?;
             return Ok(Ram::shared(&file, self.layout.clone())?);
         }
-        let answer = self.endpoints.monitor("gpa2hva 0")?;
-        let address = answer.trim().rsplit_once(" is 0x").map(|(_, hex)| u64::from_str_radix(hex, 16));
-        let Some(Ok(address)) = address else { return Err(Error::NoAddress(answer)) };
         let pid = qmp::listener(&self.endpoints.qmp_socket())?;
-        Ok(Ram::of_process(ProcessRam { pid, address, file: None }, self.layout.clone())?)
+        // Each node has a half.
+        let count = if matches!(self.ram, RamMode::Nodes(_)) { 2 } else { 1 };
+        let len = self.layout.file_len() / count;
+        let mut runs = Vec::new();
+        for i in 0..count {
+            let offset = FileOffset(i * len);
+            let gpa = self.layout.gpa_of(offset).unwrap_or_default();
+            let answer = self.endpoints.monitor(&format!("gpa2hva {gpa}"))?;
+            let address = answer.trim().rsplit_once(" is 0x").map(|(_, hex)| u64::from_str_radix(hex, 16));
+            let Some(Ok(address)) = address else { return Err(Error::NoAddress(answer)) };
+            runs.push(ProcessRun { offset, len, address, file: None });
+        }
+        Ok(Ram::of_process(ProcessRam { pid, runs }, self.layout.clone())?)
     }
 
     /// Process id of QEMU, if this guest was booted here.

@@ -21,6 +21,8 @@ pub enum RamMode {
     /// A memory backend of this type and with these properties, such as `memory-backend-memfd,share=off`. Its id
     /// is `pc.ram`; one that needs a file has the one of [`RamMode::Shared`].
     Backend(&'static str),
+    /// Half of it in each of two NUMA nodes, with memory backends of these types. Their ids are `node0` and `node1`.
+    Nodes([&'static str; 2]),
 }
 
 /// A guest to boot.
@@ -191,18 +193,30 @@ impl GuestOptions {
         add(&["-nodefaults", "-display", "none", "-no-reboot", "-accel", accel.option()]);
         add(&["-cpu", if self.four_level { "max,la57=off" } else { "max" }]);
         add(&["-m", &self.memory_mib.to_string(), "-smp", &self.vcpus.to_string()]);
-        let backend = match self.ram {
-            RamMode::Shared => Some("memory-backend-file,share=on"),
-            RamMode::Plain => None,
-            RamMode::Backend(backend) => Some(backend),
+        let object = |backend: &str, id: &str, mib: u64, file: &str| {
+            let path = if backend.starts_with("memory-backend-file") {
+                format!(",mem-path={}", at(file))
+            } else {
+                String::new()
+            };
+            format!("{backend},id={id},size={mib}M{path}")
         };
         add(&["-machine", self.machine]);
+        let backend = match self.ram {
+            RamMode::Shared => Some("memory-backend-file,share=on"),
+            RamMode::Backend(backend) => Some(backend),
+            RamMode::Plain | RamMode::Nodes(_) => None,
+        };
         if let Some(backend) = backend {
-            let mut object = format!("{backend},id=pc.ram,size={}M", self.memory_mib);
-            if backend.starts_with("memory-backend-file") {
-                object.push_str(&format!(",mem-path={}", at("ram")));
-            }
+            let object = object(backend, "pc.ram", self.memory_mib, "ram");
             add(&["-machine", "memory-backend=pc.ram", "-object", &object]);
+        }
+        if let RamMode::Nodes(backends) = self.ram {
+            for (i, backend) in backends.iter().enumerate() {
+                let id = format!("node{i}");
+                add(&["-object", &object(backend, &id, self.memory_mib / 2, &id)]);
+                add(&["-numa", &format!("node,nodeid={i},cpus={i},memdev={id}")]);
+            }
         }
         add(&["-kernel", &kernel.vmlinuz.display().to_string()]);
         add(&["-initrd", &initramfs.display().to_string()]);

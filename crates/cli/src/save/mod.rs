@@ -115,6 +115,9 @@ fn manifest(
         Completeness::BestEffort { unaccounted: summary.unaccounted.clone() }
     };
     let kernel = task.kernel;
+    let blocks = &vm.ram().blocks;
+    let ram_block = blocks.first().map(|block| block.name.clone()).unwrap_or_default();
+    let ram_blocks = if blocks.len() > 1 { blocks.clone() } else { Vec::new() };
     Ok(Manifest {
         format: elision_image::FORMAT,
         elision_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -123,7 +126,8 @@ fn manifest(
             version: vm.qmp().version().to_string(),
             machine: vm.machine_type()?.unwrap_or_default(),
             command: vm.process().command.clone(),
-            ram_block: vm.ram().block.clone(),
+            ram_block,
+            ram_blocks,
             vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
         },
         guest: Guest { kernel_release: kernel.release().to_owned(), build_id: kernel.build_id().to_owned() },

@@ -67,7 +67,7 @@ fn of_vm(socket: &Path, pause: bool) -> Result<Listing, Failure> {
 fn of_image(dir: &Path) -> Result<Listing, Failure> {
     let image = Image::open(dir)?;
     let ram = image.ram()?;
-    let state = DeviceState::read(image.state()?.as_slice(), &image.manifest().vmm.ram_block)?;
+    let state = DeviceState::read(image.state()?.as_slice(), &image.manifest().ram_blocks())?;
     let kernel = Kernel::open(&ram, &roots_of_state(&state), &ProfileCache::of_user())?;
     let excluded = excluded(&image.exclusions()?);
     Ok(Listing::new(&kernel, true, look(&kernel)?, &excluded))

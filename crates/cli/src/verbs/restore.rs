@@ -8,7 +8,9 @@ use crate::output::Output;
 use crate::sockets;
 use crate::text::printable;
 use elision_image::Image;
-use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, for_restore, fresh_guid, restore};
+use elision_qemu::{
+    QemuError, RestoreOptions, RestoreRequest, RestoredRam, for_restore, fresh_guid, restore,
+};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -37,13 +39,9 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
         None => sockets::default_path(&socket_name(&args.image))?,
     };
     sockets::check_free(&qmp)?;
-    let options = RestoreOptions {
-        ram: &absolute(&image.ram_path())?,
-        ram_len: manifest.files.ram.bytes,
-        block: &manifest.vmm.ram_block,
-        qmp: &qmp,
-        guid: &fresh_guid()?,
-    };
+    let program = command.first().map(String::as_str).unwrap_or_default();
+    let ram = RestoredRam::new(program, &absolute(&image.ram_path())?, &manifest.ram_blocks())?;
+    let options = RestoreOptions { ram: ram.files(), qmp: &qmp, guid: &fresh_guid()? };
     let command = for_restore(command, &options)?;
     refuse_clash(&command, &image, recorded)?;
 

@@ -77,6 +77,7 @@ pub(crate) fn manifest() -> Manifest {
             machine: "pc-q35-7.2".into(),
             command: vec!["qemu-system-x86_64".into(), "-m".into(), "20M".into()],
             ram_block: "pc.ram".into(),
+            ram_blocks: Vec::new(),
             vcpus: 2,
         },
         guest: Guest { kernel_release: "6.1.0-44-cloud-amd64".into(), build_id: "00ff".into() },

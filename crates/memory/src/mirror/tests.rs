@@ -1,7 +1,7 @@
 //! This process reads its own memory, and that of one that ends.
 
 use super::*;
-use crate::{FileOffset, Gpa, Ram, RamLayout};
+use crate::{FileOffset, Gpa, ProcessRun, Ram, RamLayout, RamPiece};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command};
@@ -10,7 +10,7 @@ const LEN: usize = 1 << 20;
 
 /// This process reads itself: the memory in `mapping` as the RAM of a VM.
 fn ram_in(mapping: &Mapping, file: Option<File>) -> Ram {
-    let ram = ProcessRam { pid: std::process::id(), address: mapping.address() as u64, file };
+    let ram = ProcessRam::one(std::process::id(), mapping.address() as u64, mapping.len() as u64, file);
     Ram::of_process(ram, RamLayout::flat(mapping.len() as u64).unwrap()).unwrap()
 }
 
@@ -25,8 +25,8 @@ fn bytes(ram: &Ram) -> Vec<u8> {
 
 /// Bytes of a mapping that take memory, as its owner's pagemap says.
 fn resident(mapping: &Mapping) -> u64 {
-    let ram = ProcessRam { pid: std::process::id(), address: mapping.address() as u64, file: None };
-    let parts = Source::open(ram).unwrap().populated(mapping.len(), PAGE_SIZE).unwrap();
+    let ram = ProcessRam::one(std::process::id(), mapping.address() as u64, mapping.len() as u64, None);
+    let parts = Source::open(ram).unwrap().populated(PAGE_SIZE).unwrap();
     parts.iter().map(|part| part.end - part.start).sum()
 }
 
@@ -82,7 +82,8 @@ fn a_private_file_is_read_where_the_process_has_no_copy() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(LEN as u64).unwrap();
     file.write_all_at(&[1; 2 * PAGE_SIZE], CHUNK as u64).unwrap();
-    let mut memory = Mapping::private(&file, LEN).unwrap();
+    let layout = RamLayout::flat(LEN as u64).unwrap();
+    let mut memory = Mapping::private(LEN, &[RamPiece::whole(&file, &layout).unwrap()]).unwrap();
     assert!(memory.write(CHUNK, &[2; PAGE_SIZE]));
     let ram = ram_in(&memory, Some(file));
     let found = bytes(&ram);
@@ -99,7 +100,7 @@ fn much_is_read_at_once_and_not_kept() {
     let mut memory = Mapping::anonymous(LEN + PAGE_SIZE).unwrap();
     let content: Vec<u8> = (0..LEN + PAGE_SIZE).map(|i| u8::try_from(i / 251 % 251).unwrap()).collect();
     assert!(memory.write(0, &content));
-    let ram = ProcessRam { pid: std::process::id(), address: memory.address() as u64, file: None };
+    let ram = ProcessRam::one(std::process::id(), memory.address() as u64, memory.len() as u64, None);
     let mapping = Mapping::sparse(memory.len()).unwrap();
     let mirror = Mirror::new(ram, &mapping).unwrap();
     assert!(mirror.read(&mapping, 5 * CHUNK + 7, &mut [0; 9]));
@@ -120,7 +121,7 @@ fn a_look_at_every_frame_keeps_only_some() {
     for at in (0..SPARSE).step_by(CHUNK) {
         assert!(memory.write(at, b"one page"));
     }
-    let ram = ProcessRam { pid: std::process::id(), address: memory.address() as u64, file: None };
+    let ram = ProcessRam::one(std::process::id(), memory.address() as u64, memory.len() as u64, None);
     let ram = Ram::of_process(ram, RamLayout::flat(SPARSE as u64).unwrap()).unwrap();
     let found = ram.populated_frames().filter(|gfn| ram.word(gfn.gpa()) != Some(0)).count();
     assert_eq!(found, SPARSE / CHUNK);
@@ -132,7 +133,7 @@ fn a_look_at_every_frame_keeps_only_some() {
 fn what_was_read_before_is_fetched_ahead_of_work() {
     let mut memory = Mapping::anonymous(LEN).unwrap();
     assert!(memory.write(0, &[1; LEN]));
-    let ram = ProcessRam { pid: std::process::id(), address: memory.address() as u64, file: None };
+    let ram = ProcessRam::one(std::process::id(), memory.address() as u64, memory.len() as u64, None);
     let mapping = Mapping::sparse(LEN).unwrap();
     let mirror = Mirror::new(ram, &mapping).unwrap();
     assert!(mirror.bring(&mapping, 3 * CHUNK, 1) && mirror.bring(&mapping, 7 * CHUNK, 1));
@@ -185,7 +186,7 @@ fn sleeper() -> (Child, u64) {
 fn a_process_that_ended_is_an_error_and_no_zeros() {
     let (mut child, end) = sleeper();
     let address = end - CHUNK as u64;
-    let ram = ProcessRam { pid: child.id(), address, file: None };
+    let ram = ProcessRam::one(child.id(), address, CHUNK as u64, None);
     let ram = Ram::of_process(ram, RamLayout::flat(CHUNK as u64).unwrap()).unwrap();
     let mut bytes = [0; 64];
     ram.read(Gpa(0), &mut bytes).unwrap();
@@ -204,7 +205,7 @@ fn a_process_that_ended_is_an_error_and_no_zeros() {
 #[test]
 fn what_may_not_be_read_is_refused_at_once() {
     let open = |pid, address| {
-        let ram = ProcessRam { pid, address, file: None };
+        let ram = ProcessRam::one(pid, address, CHUNK as u64, None);
         Ram::of_process(ram, RamLayout::flat(CHUNK as u64).unwrap()).unwrap_err()
     };
     let no_such_pid = (1 << 22) + 1;
@@ -212,4 +213,43 @@ fn what_may_not_be_read_is_refused_at_once() {
     if !rustix::process::geteuid().is_root() {
         assert!(matches!(open(1, 0x1000), MemoryError::Forbidden { .. }));
     }
+}
+
+#[test]
+fn ram_in_several_runs_is_one() {
+    const RUN: usize = 3 * CHUNK;
+    let (mut a, mut b) = (Mapping::anonymous(RUN).unwrap(), Mapping::sparse(RUN).unwrap());
+    assert!(a.write(0, &[1; RUN]) && b.write(CHUNK, &[2; CHUNK]));
+    // What the second one has not touched is a file's, from its second chunk on.
+    let file = tempfile::tempfile().unwrap();
+    file.set_len((CHUNK + RUN) as u64).unwrap();
+    file.write_all_at(&[3; CHUNK], (3 * CHUNK) as u64).unwrap();
+    file.write_all_at(&[4; CHUNK], 0).unwrap();
+    let run = |offset: usize, mapping: &Mapping, file| ProcessRun {
+        offset: FileOffset(offset as u64),
+        len: RUN as u64,
+        address: mapping.address() as u64,
+        file,
+    };
+    // They stand one chunk apart.
+    let second = RUN + CHUNK;
+    let ram = ProcessRam {
+        pid: std::process::id(),
+        runs: vec![run(0, &a, None), run(second, &b, Some((file, CHUNK as u64)))],
+    };
+    let ram = Ram::of_process(ram, RamLayout::flat((second + RUN) as u64).unwrap()).unwrap();
+    let mut expected = vec![1; RUN];
+    expected.resize(second + CHUNK, 0);
+    expected.resize(second + 2 * CHUNK, 2);
+    expected.resize(second + RUN, 3);
+    for len in [PAGE_SIZE, second + RUN] {
+        let mut bytes = vec![9; second + RUN];
+        for (i, part) in bytes.chunks_mut(len).enumerate() {
+            assert!(ram.read_file(FileOffset((i * len) as u64), part));
+        }
+        assert!(bytes == expected, "in parts of {len}");
+    }
+    let part = |start: usize, end: usize| FileOffset(start as u64)..FileOffset(end as u64);
+    assert_eq!(ram.populated(), [part(0, RUN), part(second + CHUNK, second + RUN)]);
+    ram.check().unwrap();
 }

@@ -24,8 +24,8 @@ pub struct Prepared {
     pub additions: Vec<String>,
     /// The QMP socket.
     pub qmp: PathBuf,
-    /// The RAM file, which QEMU must inherit: keep it open until QEMU runs.
-    pub ram: Option<OwnedFd>,
+    /// The RAM files, which QEMU must inherit: keep them open until QEMU runs.
+    pub ram: Vec<OwnedFd>,
 }
 
 impl Prepared {
@@ -39,71 +39,95 @@ impl Prepared {
     }
 }
 
-/// Prepares a QEMU command. `qmp` is the socket to add if the command has none.
-pub fn prepare(command: &[String], qmp: &Path) -> Result<Prepared> {
-    let Some(size) = needed_ram(&QemuCommand::parse(command)?)? else {
-        let (command, additions, qmp) = rewrite(command, qmp, None)?;
-        return Ok(Prepared { command, additions, qmp, ram: None });
-    };
-    // Without CLOEXEC: QEMU is to inherit it.
-    let doing = "make the RAM file";
-    let ram = rustix::fs::memfd_create("elision-ram", MemfdFlags::empty()).map_err(QemuError::os(doing))?;
-    rustix::fs::ftruncate(&ram, size).map_err(QemuError::os(doing))?;
-    let (command, additions, qmp) = rewrite(command, qmp, Some(ram.as_raw_fd()))?;
-    Ok(Prepared { command, additions, qmp, ram: Some(ram) })
+/// Shared RAM that a command lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Needed {
+    /// Id of its backend.
+    id: String,
+    /// In bytes.
+    size: u64,
+    /// Whether the command uses a backend of this id.
+    is_used: bool,
 }
 
-/// The size of the RAM file to make, or `None` if the command's RAM is shared already.
-fn needed_ram(command: &QemuCommand) -> Result<Option<u64>> {
-    let numa = command.values(&["numa"]).map(|v| Keys::parse(v, "type"));
-    if numa.into_iter().any(|k| k.get("memdev").is_some() || k.get("mem").is_some()) {
-        return Err(bad("RAM divided among NUMA nodes (-numa) is not supported: remove the nodes' memory"));
+/// Prepares a QEMU command. `qmp` is the socket to add if the command has none.
+pub fn prepare(command: &[String], qmp: &Path) -> Result<Prepared> {
+    let needed = needed_ram(&QemuCommand::parse(command)?)?;
+    let doing = "make the RAM file";
+    let mut ram = vec![];
+    for Needed { size, .. } in &needed {
+        // Without CLOEXEC: QEMU is to inherit it.
+        let file = rustix::fs::memfd_create("elision-ram", MemfdFlags::empty());
+        let file = file.map_err(QemuError::os(doing))?;
+        rustix::fs::ftruncate(&file, *size).map_err(QemuError::os(doing))?;
+        ram.push(file);
     }
+    let given: Vec<_> = needed.into_iter().zip(ram.iter().map(AsRawFd::as_raw_fd)).collect();
+    let (command, additions, qmp) = rewrite(command, qmp, &given)?;
+    Ok(Prepared { command, additions, qmp, ram })
+}
+
+/// The RAM files to make: none for RAM that is shared already.
+fn needed_ram(command: &QemuCommand) -> Result<Vec<Needed>> {
     if command.values(&["mem-path"]).next().is_some() {
         return Err(bad("-mem-path gives private RAM: use -object memory-backend-file,id=pc.ram,size=SIZE,\
              mem-path=PATH,share=on -machine memory-backend=pc.ram instead"));
     }
-    if let Some(id) = command.memory_backend() {
-        let object = command.backend_object(&id);
-        let object = object.ok_or_else(|| bad(format!("its RAM backend {id:?} is defined nowhere")))?;
-        let share = object.get("share");
-        let shared = matches!(share, Some("on" | "yes" | "true" | "y"));
-        match object.get("qom-type") {
-            Some("memory-backend-file") if shared => return Ok(None),
-            Some("memory-backend-memfd") if shared || share.is_none() => return Ok(None),
-            Some("memory-backend-file") => {
-                return Err(bad(format!(
-                    "its RAM backend {id:?} is a private mapping of a file: add share=on if the VM may change that file"
-                )));
+    let mut needed = vec![];
+    for id in command.node_backends()? {
+        let object = private_backend(command, &id)?;
+        let Some(object) = object else { continue };
+        let size = object.get("size").and_then(|text| parse_size(text, MIB)).filter(|&size| size > 0);
+        let size = size.ok_or_else(|| bad(format!("its RAM backend {id:?} has no size")))?;
+        needed.push(Needed { id, size, is_used: true });
+    }
+    if command.node_backends()?.is_empty() {
+        let size = command.ram_size()?;
+        match command.memory_backend() {
+            None => needed.push(Needed { id: RAM_ID.to_string(), size, is_used: false }),
+            Some(id) if private_backend(command, &id)?.is_some() => {
+                needed.push(Needed { id, size, is_used: true });
             }
-            Some("memory-backend-ram" | "memory-backend-memfd") => {}
-            other => return Err(bad(format!("its RAM backend {id:?} has the unknown type {other:?}"))),
+            Some(_) => {}
         }
     }
-    command.ram_size().map(Some)
+    Ok(needed)
+}
+
+/// A RAM backend, if it is private to QEMU and can be replaced by a shared one.
+fn private_backend(command: &QemuCommand, id: &str) -> Result<Option<Keys>> {
+    let object = command.backend_object(id);
+    let object = object.ok_or_else(|| bad(format!("its RAM backend {id:?} is defined nowhere")))?;
+    let share = object.get("share");
+    let shared = matches!(share, Some("on" | "yes" | "true" | "y"));
+    match object.get("qom-type") {
+        Some("memory-backend-file") if shared => Ok(None),
+        Some("memory-backend-memfd") if shared || share.is_none() => Ok(None),
+        Some("memory-backend-file") => Err(bad(format!(
+            "its RAM backend {id:?} is a private mapping of a file: add share=on if the VM may change that file"
+        ))),
+        Some("memory-backend-ram" | "memory-backend-memfd") => Ok(Some(object)),
+        other => Err(bad(format!("its RAM backend {id:?} has the unknown type {other:?}"))),
+    }
 }
 
 fn rewrite(
     command: &[String],
     qmp: &Path,
-    ram: Option<RawFd>,
+    ram: &[(Needed, RawFd)],
 ) -> Result<(Vec<String>, Vec<String>, PathBuf)> {
     let mut command = QemuCommand::parse(command)?;
     let mut additions = vec![];
-    if let Some(fd) = ram {
-        let size = command.ram_size()?;
-        let before = command.memory_backend();
-        let id = before.clone().unwrap_or_else(|| RAM_ID.to_string());
-        command.remove_backend(&id);
+    for (Needed { id, size, is_used }, fd) in ram {
+        command.remove_backend(id);
         let object = format!(
             "memory-backend-file,id={},size={size}B,mem-path=/proc/self/fd/{fd},share=on",
-            escape(&id)
+            escape(id)
         );
-        let what =
-            if before.is_some() { "instead of its private RAM" } else { "so that its memory can be read" };
+        let what = if *is_used { "instead of its private RAM" } else { "so that its memory can be read" };
         additions.push(format!("shared RAM of {} MiB, {what}: -object {object}", size / MIB));
         command.add("object", object);
-        if before.is_none() {
+        if !is_used {
             let machine = format!("memory-backend={id}");
             additions.push(format!("the machine's use of it: -machine {machine}"));
             command.add("machine", machine);
@@ -160,6 +184,31 @@ mod tests {
         text.split_whitespace().map(String::from).collect()
     }
 
+    /// The rewritten command with descriptors from 7 on.
+    fn given(command: &[String], qmp: &Path, needed: Vec<Needed>) -> (Vec<String>, Vec<String>, PathBuf) {
+        let ram: Vec<_> = needed.into_iter().zip(7..).collect();
+        rewrite(command, qmp, &ram).unwrap()
+    }
+
+    #[test]
+    fn private_memory_of_nodes_is_replaced_one_by_one() {
+        let shared = "-object memory-backend-memfd,id=b,size=512M";
+        let nodes = "-numa node,memdev=a -numa node,memdev=b -numa node,memdev=c";
+        let command = words(&format!(
+            "qemu -m 2G -object memory-backend-ram,id=a,size=1G {shared} -object memory-backend-memfd,id=c,size=512M,share=off {nodes}"
+        ));
+        let needed = needed_ram(&QemuCommand::parse(&command).unwrap()).unwrap();
+        let sizes: Vec<_> = needed.iter().map(|n| (n.id.as_str(), n.size)).collect();
+        assert_eq!(sizes, [("a", 1 << 30), ("c", 512 << 20)]);
+        let (out, additions, _) = given(&command, Path::new("/q"), needed);
+        let object = |id, size: u32, fd| {
+            format!("-object memory-backend-file,id={id},size={size}B,mem-path=/proc/self/fd/{fd},share=on")
+        };
+        let (a, c) = (object("a", 1 << 30, 7), object("c", 512 << 20, 8));
+        let expected = format!("qemu -m 2G {shared} {nodes} {a} {c} -qmp unix:/q,server=on,wait=off");
+        assert_eq!((out.join(" "), additions.len()), (expected, 3));
+    }
+
     #[test]
     fn what_is_missing_is_added() {
         let ram = "-object memory-backend-file,id=pc.ram,size={}B,mem-path=/proc/self/fd/7,share=on -machine memory-backend=pc.ram";
@@ -172,8 +221,9 @@ mod tests {
             ("-machine q35 -m 1.5G", 3 << 29),
         ] {
             let command = words(&format!("qemu {options}"));
-            assert_eq!(needed_ram(&QemuCommand::parse(&command).unwrap()).unwrap(), Some(size));
-            let (out, additions, socket) = rewrite(&command, Path::new("/run/q,x"), Some(7)).unwrap();
+            let needed = needed_ram(&QemuCommand::parse(&command).unwrap()).unwrap();
+            assert_eq!(needed, [Needed { id: "pc.ram".into(), size, is_used: false }]);
+            let (out, additions, socket) = given(&command, Path::new("/run/q,x"), needed);
             let options = options.replace("--m", "-m");
             let expected = format!("qemu {options} {} {qmp}", ram.replace("{}", &size.to_string()));
             assert_eq!(out, words(&expected));
@@ -198,8 +248,8 @@ mod tests {
             ),
         ] {
             let command = words(&format!("qemu {options}"));
-            assert_eq!(needed_ram(&QemuCommand::parse(&command).unwrap()).unwrap(), None, "{options}");
-            let (out, additions, socket) = rewrite(&command, Path::new("/other"), None).unwrap();
+            assert_eq!(needed_ram(&QemuCommand::parse(&command).unwrap()).unwrap(), [], "{options}");
+            let (out, additions, socket) = given(&command, Path::new("/other"), vec![]);
             assert_eq!((out, additions, socket), (command, vec![], PathBuf::from(qmp)));
         }
     }
@@ -213,8 +263,8 @@ mod tests {
             "-monitor unix:/m,server=on",
             "-mon chardev=c",
         ] {
-            let (_, additions, socket) =
-                rewrite(&words(&format!("qemu {options}")), Path::new("/mine"), None).unwrap();
+            let command = words(&format!("qemu {options}"));
+            let (_, additions, socket) = given(&command, Path::new("/mine"), vec![]);
             assert_eq!((additions.len(), socket), (1, PathBuf::from("/mine")), "{options}");
         }
     }
@@ -225,15 +275,16 @@ mod tests {
             "qemu -m 1G -object memory-backend-ram,id=mem,size=1G -M q35,memory-backend=mem -object rng-random,id=r",
         );
         let parsed = QemuCommand::parse(&command).unwrap();
-        assert_eq!(needed_ram(&parsed).unwrap(), Some(1 << 30));
-        let (out, _, _) = rewrite(&command, Path::new("/q"), Some(3)).unwrap();
+        let needed = needed_ram(&parsed).unwrap();
+        assert_eq!(needed, [Needed { id: "mem".into(), size: 1 << 30, is_used: true }]);
+        let (out, _, _) = given(&command, Path::new("/q"), needed);
         let objects = QemuCommand::parse(&out).unwrap();
         let objects: Vec<&str> = objects.values(&["object"]).collect();
         assert_eq!(
             objects,
             [
                 "rng-random,id=r",
-                "memory-backend-file,id=mem,size=1073741824B,mem-path=/proc/self/fd/3,share=on"
+                "memory-backend-file,id=mem,size=1073741824B,mem-path=/proc/self/fd/7,share=on"
             ]
         );
         for options in [
@@ -241,6 +292,8 @@ mod tests {
             "-M memory-backend=nowhere",
             "-mem-path /x",
             "-numa node,memdev=m0",
+            "-numa node,mem=1G",
+            "-object memory-backend-ram,id=m0 -numa node,memdev=m0",
             "-m many",
             "-m 0",
         ] {

@@ -8,7 +8,7 @@
 use super::options::{Item, Keys, QemuCommand, bad, escape};
 use crate::error::{QemuError, Result};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const DROPPED_FLAGS: [&str; 4] = ["daemonize", "S", "mem-prealloc", "preconfig"];
 const DROPPED_OPTIONS: [&str; 4] = ["incoming", "loadvm", "pidfile", "mem-path"];
@@ -16,49 +16,62 @@ const DROPPED_OPTIONS: [&str; 4] = ["incoming", "loadvm", "pidfile", "mem-path"]
 /// What a restored VM uses in place of what its command says.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions<'a> {
-    /// The image's RAM file, which must be exactly `ram_len` bytes long.
-    pub ram: &'a Path,
-    /// Length of the RAM.
-    pub ram_len: u64,
-    /// Name of the RAM block in the device state.
-    pub block: &'a str,
+    /// Where each RAM block is, in the order of the image; see [`RestoredRam`](crate::RestoredRam).
+    pub ram: &'a [BlockFile],
     /// Where QEMU is to listen.
     pub qmp: &'a Path,
     /// GUID for a `vmgenid` device; see [`fresh_guid`].
     pub guid: &'a str,
 }
 
+/// The file that a RAM block of a restored VM is mapped from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockFile {
+    /// Name of the block in the device state.
+    pub name: String,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The file.
+    pub path: PathBuf,
+    /// Where the block begins in it. Other starts than 0 need QEMU 8.1.
+    pub offset: u64,
+    /// Whether the VM writes to the file. Otherwise what it writes is its own, and the file never changes.
+    pub shared: bool,
+}
+
+impl BlockFile {
+    fn object(&self) -> Result<String> {
+        let Self { len, offset, .. } = self;
+        let path = self.path.to_str().ok_or_else(|| bad("the image's path is not UTF-8"))?;
+        let (id, path) = (escape(&self.name), escape(path));
+        let offset = if *offset == 0 { String::new() } else { format!(",offset={offset}B") };
+        let share = if self.shared { "on" } else { "off" };
+        Ok(format!("memory-backend-file,id={id},size={len}B,mem-path={path}{offset},share={share}"))
+    }
+}
+
 /// The command that restores an image.
 pub fn for_restore(command: &[String], options: &RestoreOptions<'_>) -> Result<Vec<String>> {
     let mut command = QemuCommand::parse(command)?;
-    let before = match numa_backend(&command)? {
-        Some(id) if id == options.block => Some(id),
-        Some(id) => {
-            let why =
-                format!("its only NUMA node has the RAM {id:?}, the image {:?}: name it so", options.block);
-            return Err(bad(why));
-        }
-        None => command.memory_backend(),
-    };
-    if let Some(id) = &before {
-        command.remove_backend(id);
-    }
-    command.remove_backend(options.block);
+    let before = command.memory_backend();
+    let nodes = command.node_backends()?;
+    check_nodes(&nodes, options.ram)?;
+    let replaced = before.iter().chain(&nodes).chain(options.ram.iter().map(|block| &block.name));
+    replaced.for_each(|id| command.remove_backend(id));
     command.remove_control();
     command.items.retain(|item| match item {
         Item::Flag(name) => !DROPPED_FLAGS.contains(&name.as_str()),
         Item::Option(name, _) => !DROPPED_OPTIONS.contains(&name.as_str()),
         Item::Positional(_) => true,
     });
-    set_size(&mut command, options.ram_len)?;
-    let path = options.ram.to_str().ok_or_else(|| bad("the image's path is not UTF-8"))?;
-    let (id, path) = (escape(options.block), escape(path));
-    command.add(
-        "object",
-        format!("memory-backend-file,id={id},size={}B,mem-path={path},share=off", options.ram_len),
-    );
-    if before.as_deref() != Some(options.block) {
-        command.add("machine", format!("memory-backend={id}"));
+    set_size(&mut command, options.ram.iter().map(|block| block.len).sum())?;
+    for block in options.ram {
+        command.add("object", block.object()?);
+    }
+    if let ([], [block]) = (nodes.as_slice(), options.ram) {
+        if before.as_deref() != Some(&block.name) {
+            command.add("machine", format!("memory-backend={}", escape(&block.name)));
+        }
     }
     set_guid(&mut command, options.guid);
     command.add_control(options.qmp);
@@ -66,15 +79,21 @@ pub fn for_restore(command: &[String], options: &RestoreOptions<'_>) -> Result<V
     Ok(command.words())
 }
 
-/// The backend of the only NUMA node that has RAM, if nodes have RAM.
-fn numa_backend(command: &QemuCommand) -> Result<Option<String>> {
-    let nodes = command.values(&["numa"]).map(|v| Keys::parse(v, "type"));
-    let mut nodes = nodes.filter(|k| k.get("memdev").is_some() || k.get("mem").is_some());
-    match (nodes.next(), nodes.next()) {
-        (None, _) => Ok(None),
-        (Some(node), None) if node.get("mem").is_none() => Ok(node.get("memdev").map(String::from)),
-        _ => Err(bad("RAM divided among NUMA nodes (-numa) is not supported")),
+/// Nodes must have the RAM blocks of the image, and several blocks must be those of nodes.
+fn check_nodes(nodes: &[String], blocks: &[BlockFile]) -> Result<()> {
+    let names: Vec<&str> = blocks.iter().map(|block| block.name.as_str()).collect();
+    let same = nodes.len() == names.len() && nodes.iter().all(|node| names.contains(&node.as_str()));
+    if same || (nodes.is_empty() && names.len() == 1) {
+        return Ok(());
     }
+    let (nodes, names) = (nodes.join(", "), names.join(", "));
+    Err(bad(if nodes.is_empty() {
+        format!(
+            "the image has the RAM of several NUMA nodes ({names}): give each node its own (-numa node,memdev=ID)"
+        )
+    } else {
+        format!("its NUMA nodes have the RAM {nodes}, the image {names}: name it so")
+    }))
 }
 
 /// A GUID that no other VM has.
@@ -129,11 +148,19 @@ mod tests {
         text.split_whitespace().map(String::from).collect()
     }
 
+    fn block(name: &str, offset: u64) -> BlockFile {
+        BlockFile {
+            name: name.into(),
+            len: 1 << 30,
+            path: "/images/a,b/ram.img".into(),
+            offset,
+            shared: false,
+        }
+    }
+
     fn restored(command: &str) -> String {
         let options = RestoreOptions {
-            ram: Path::new("/images/a,b/ram.img"),
-            ram_len: 1 << 30,
-            block: "mem",
+            ram: &[block("mem", 0)],
             qmp: Path::new("/run/q"),
             guid: "11111111-2222-3333-4444-555555555555",
         };
@@ -232,13 +259,43 @@ mod tests {
     }
 
     #[test]
-    fn ram_of_several_nodes_or_of_another_name_is_refused() {
-        let options =
-            RestoreOptions { ram: Path::new("/r"), ram_len: 1, block: "a", qmp: Path::new("/q"), guid: "g" };
-        let refused = |command: &str| for_restore(&words(command), &options).is_err();
-        assert!(!refused("qemu -numa node,memdev=a"));
-        for numa in ["node,memdev=a -numa node,memdev=b", "node,memdev=b", "node,mem=1G"] {
-            assert!(refused(&format!("qemu -numa {numa}")), "{numa}");
+    fn each_node_gets_its_block() {
+        let mut copy = block("b", 0);
+        (copy.path, copy.shared) = ("/proc/self/fd/5".into(), true);
+        let before = "qemu -m 2G -object memory-backend-memfd,id=a,size=1G,share=on -object memory-backend-ram,id=b,size=1G";
+        let nodes = "-numa node,nodeid=0,memdev=a -numa node,nodeid=1,memdev=b";
+        for (second, place) in [
+            (block("b", 1 << 30), "mem-path=/images/a,,b/ram.img,offset=1073741824B,share=off"),
+            (copy, "mem-path=/proc/self/fd/5,share=on"),
+        ] {
+            let ram = [block("a", 0), second];
+            let options = RestoreOptions { ram: &ram, qmp: Path::new("/run/q"), guid: "g" };
+            let out = for_restore(&words(&format!("{before} {nodes}")), &options).unwrap().join(" ");
+            let first = RAM.replace("id=mem", "id=a");
+            let expected = format!(
+                "qemu -m 2G {nodes} {first} -object memory-backend-file,id=b,size=1073741824B,{place} {END}"
+            );
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn ram_of_other_nodes_or_of_another_name_is_refused() {
+        let refused = |command: &str, names: &[&str]| {
+            let ram: Vec<_> = names.iter().map(|name| block(name, 0)).collect();
+            let options = RestoreOptions { ram: &ram, qmp: Path::new("/q"), guid: "g" };
+            for_restore(&words(command), &options).is_err()
+        };
+        let two = "qemu -numa node,memdev=a -numa node,memdev=b";
+        assert!(!refused("qemu -numa node,memdev=a", &["a"]) && !refused(two, &["b", "a"]));
+        for (command, names) in [
+            (two, &["a"][..]),
+            (two, &["a", "c"]),
+            ("qemu -numa node,memdev=b", &["a"]),
+            ("qemu -numa node,mem=1G", &["a"]),
+            ("qemu -m 2G", &["a", "b"]),
+        ] {
+            assert!(refused(command, names), "{command} {names:?}");
         }
     }
 

@@ -14,7 +14,7 @@ use super::reader::BigEndian;
 use super::sink::PageSink;
 use super::{KEPT_LIMIT, part};
 use crate::error::{QemuError, Result};
-use elision_memory::FileOffset;
+use elision_memory::{FileOffset, RamBlock};
 use std::collections::BTreeMap;
 use std::io::Read;
 
@@ -51,9 +51,10 @@ pub(crate) struct RamSection {
     id: u32,
     instance: u32,
     version: u32,
-    main: usize,
     pub(crate) blocks: Vec<Block>,
-    /// Kept pages by block and offset. Never one of the main block.
+    /// For each block its place in the RAM file, if it is one of the main memory.
+    places: Vec<Option<FileOffset>>,
+    /// Kept pages by block and offset. Never one of the main memory.
     pub(crate) pages: BTreeMap<(usize, u64), Page>,
     /// Bytes kept, for the limit.
     pub(crate) kept: u64,
@@ -66,7 +67,7 @@ impl RamSection {
     /// Reads a START section after its type.
     pub(crate) fn start<R: Read>(
         input: &mut BigEndian<R>,
-        main: &str,
+        main: &[RamBlock],
         addresses: bool,
         sink: &mut dyn PageSink,
     ) -> Result<Self> {
@@ -77,16 +78,22 @@ impl RamSection {
         }
         let (instance, version) = (input.u32()?, input.u32()?);
         let blocks = read_blocks(input, addresses)?;
-        let main = blocks
-            .iter()
-            .position(|b| b.name == main)
-            .ok_or_else(|| input.error(format!("it has no RAM block {main:?}")))?;
+        let mut places = vec![None; blocks.len()];
+        for RamBlock { name, offset, len } in main {
+            let place = blocks.iter().zip(&mut places).find(|(block, _)| block.name == *name);
+            let (block, place) = place.ok_or_else(|| input.error(format!("it has no RAM block {name:?}")))?;
+            if block.used != *len {
+                let why = format!("the RAM block {name:?} has {:#x} bytes instead of {len:#x}", block.used);
+                return Err(input.error(why));
+            }
+            *place = Some(*offset);
+        }
         let mut section = Self {
             id,
             instance,
             version,
-            main,
             blocks,
+            places,
             pages: BTreeMap::new(),
             kept: 0,
             passed: 0,
@@ -127,9 +134,9 @@ impl RamSection {
                 input.fill(&mut page)?;
                 None
             };
-            if block == self.main {
+            if let Some(start) = self.place(block) {
                 self.passed += 1;
-                let at = FileOffset(offset);
+                let at = FileOffset(start.0.saturating_add(offset));
                 let taken = match fill {
                     Some(byte) => sink.fill(at, byte),
                     None => sink.page(at, &page),
@@ -163,24 +170,32 @@ impl RamSection {
         self.last_block.ok_or_else(|| input.error("a page without a RAM block"))
     }
 
+    /// Where a block of the main memory stands in the RAM file.
+    fn place(&self, block: usize) -> Option<FileOffset> {
+        self.places.get(block).copied().flatten()
+    }
+
     /// A block of which not one page came: it is shared memory that the capability left out.
     pub(crate) fn shared_block(&self) -> Option<&Block> {
         let absent = |i: usize| self.pages.range((i, 0)..=(i, u64::MAX)).next().is_none();
         self.blocks
             .iter()
             .enumerate()
-            .find(|&(i, b)| i != self.main && b.used > 0 && absent(i))
+            .find(|&(i, b)| self.place(i).is_none() && b.used > 0 && absent(i))
             .map(|(_, b)| b)
     }
 
-    /// Name and size of the main memory's block.
-    pub(crate) fn main_block(&self) -> Option<&Block> {
-        self.blocks.get(self.main)
+    /// The blocks of the main memory, in the order of the RAM file.
+    pub(crate) fn main_blocks(&self) -> Vec<&Block> {
+        let mut main: Vec<_> =
+            self.places.iter().zip(&self.blocks).filter(|(place, _)| place.is_some()).collect();
+        main.sort_by_key(|(place, _)| **place);
+        main.into_iter().map(|(_, block)| block).collect()
     }
 
     /// Whether a page of the main memory is among the kept ones.
     pub(crate) fn holds_main_memory(&self) -> bool {
-        self.pages.range((self.main, 0)..=(self.main, u64::MAX)).next().is_some()
+        self.pages.keys().any(|&(block, _)| self.place(block).is_some())
     }
 
     /// The section's plain form: one START with the blocks, one PART with the pages, one END.

@@ -1,7 +1,7 @@
 //! Who takes the main memory's pages while a stream is read.
 
 use crate::error::{QemuError, Result};
-use elision_memory::{FileOffset, PAGE_SIZE};
+use elision_memory::{FileOffset, PAGE_SIZE, RamBlock};
 
 /// Nothing more is wanted: whoever took the pages knows why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub struct SinkClosed;
 
 /// Takes pages in any order. One may come again: the last counts.
 pub trait PageSink: Send {
-    /// The page at an offset of the main memory's block.
+    /// The page at an offset of the RAM file.
     fn page(&mut self, offset: FileOffset, bytes: &[u8; PAGE_SIZE]) -> Result<(), SinkClosed>;
 
     /// The same of a page whose bytes are all alike.
@@ -39,11 +39,13 @@ pub(crate) struct Complete<'a> {
 }
 
 impl<'a> Complete<'a> {
-    /// For a block of `len` bytes.
-    pub(crate) fn new(sink: &'a mut dyn PageSink, len: u64) -> Self {
-        let pages = len.div_ceil(PAGE_SIZE as u64);
-        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
-        Self { sink, seen: vec![0; words], pages, missing: pages }
+    /// For these blocks.
+    pub(crate) fn new(sink: &'a mut dyn PageSink, blocks: &[RamBlock]) -> Self {
+        let pages = |bytes: u64| bytes.div_ceil(PAGE_SIZE as u64);
+        let all = pages(blocks.iter().map(|block| block.end().0).max().unwrap_or(0));
+        let words = usize::try_from(all.div_ceil(64)).unwrap_or(usize::MAX);
+        let missing = blocks.iter().map(|block| pages(block.len)).sum();
+        Self { sink, seen: vec![0; words], pages: all, missing }
     }
 
     fn see(&mut self, offset: FileOffset) {

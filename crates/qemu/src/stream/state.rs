@@ -7,6 +7,7 @@ use super::reader::BigEndian;
 use super::sink::{Complete, PageSink, Unwanted};
 use super::{KEPT_LIMIT, part};
 use crate::error::{QemuError, Result};
+use elision_memory::RamBlock;
 use std::io::{BufReader, Read, Write};
 
 /// QEMU 9 and later announce the switch-over by this command, without data.
@@ -25,23 +26,19 @@ pub struct DeviceState {
 }
 
 impl DeviceState {
-    /// Reads a migration stream to its end. `main_block` is the RAM block whose pages are dropped.
-    pub fn read(input: impl Read, main_block: &str) -> Result<Self> {
-        Self::read_into(input, main_block, &mut Unwanted)
+    /// Reads a migration stream to its end. `main` are the RAM blocks whose pages are dropped.
+    pub fn read(input: impl Read, main: &[RamBlock]) -> Result<Self> {
+        Self::read_into(input, main, &mut Unwanted)
     }
 
-    /// The same with the pages of `main_block`, which has `len` bytes, handed to `sink`: each at least once.
-    pub fn read_whole(input: impl Read, main_block: &str, len: u64, sink: &mut dyn PageSink) -> Result<Self> {
-        let mut complete = Complete::new(sink, len);
-        let state = Self::read_into(input, main_block, &mut complete)?;
-        let at = state.base;
-        match state.main_block() {
-            Some((_, used)) if used == len => complete.check(at).map(|()| state),
-            _ => Err(QemuError::Stream { at, why: format!("the main memory has not {len:#x} bytes") }),
-        }
+    /// The same with the pages of `main` handed to `sink`, by their offsets in the RAM file: each at least once.
+    pub fn read_whole(input: impl Read, main: &[RamBlock], sink: &mut dyn PageSink) -> Result<Self> {
+        let mut complete = Complete::new(sink, main);
+        let state = Self::read_into(input, main, &mut complete)?;
+        complete.check(state.base).map(|()| state)
     }
 
-    fn read_into(input: impl Read, main_block: &str, sink: &mut dyn PageSink) -> Result<Self> {
+    fn read_into(input: impl Read, main: &[RamBlock], sink: &mut dyn PageSink) -> Result<Self> {
         let mut input = BigEndian::new(BufReader::with_capacity(BUFFER, input));
         let (header, mut kind) = Header::read(&mut input)?;
         if let Some(other) = header.capabilities.iter().find(|c| *c != "x-ignore-shared") {
@@ -53,7 +50,7 @@ impl DeviceState {
             match kind {
                 part::START if ram.is_none() => {
                     let addresses = header.ignores_shared();
-                    ram = Some(RamSection::start(&mut input, main_block, addresses, sink)?);
+                    ram = Some(RamSection::start(&mut input, main, addresses, sink)?);
                 }
                 part::PART | part::END => {
                     ram.as_mut()
@@ -93,10 +90,9 @@ impl DeviceState {
         &self.header.machine
     }
 
-    /// Name and size of the RAM block that a restore must provide.
-    #[must_use]
-    pub fn main_block(&self) -> Option<(&str, u64)> {
-        self.ram.main_block().map(|b| (b.name.as_str(), b.used))
+    /// Name and size of each RAM block that a restore must provide, in the order of the RAM file.
+    pub fn main_blocks(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.ram.main_blocks().into_iter().map(|b| (b.name.as_str(), b.used))
     }
 
     /// How many page records of the main memory came with the stream. None is kept.

@@ -3,7 +3,7 @@
 use super::test_stream::{Fields, StreamBuilder, array, field, name, nested};
 use super::{Cleared, DeviceState, PageSink, SinkClosed};
 use crate::error::QemuError;
-use elision_memory::{FileOffset, Gva};
+use elision_memory::{FileOffset, Gva, RamBlock};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -133,8 +133,12 @@ fn serial() -> (Fields, Fields) {
     (state, vec![nested("recv_fifo", &fifo)])
 }
 
+/// Reads a stream whose main memory is one block, of the length that the stream itself says.
 fn read(bytes: &[u8]) -> crate::Result<DeviceState> {
-    DeviceState::read(bytes, MAIN)
+    let name = [&[6], MAIN.as_bytes()].concat();
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap_or(0) + name.len();
+    let len = bytes.get(at..at + 8).map_or(0, |b| u64::from_be_bytes(b.try_into().unwrap()));
+    DeviceState::read(bytes, &[RamBlock::whole(MAIN, len)])
 }
 
 fn plain(state: &DeviceState) -> Vec<u8> {
@@ -153,7 +157,7 @@ fn main_memory_is_dropped_and_the_rest_is_kept() {
     assert!(pages_of(&stream, SECRET) > 120, "the control: the stream has the pages");
     let state = read(&stream).unwrap();
     assert_eq!(state.passed_pages(), 3);
-    assert_eq!(state.main_block(), Some((MAIN, 0x10000)));
+    assert!(state.main_blocks().eq([(MAIN, 0x10000)]));
     let out = plain(&state);
     assert!(pages_of(&out, SECRET) < 10, "only registers and queues are left");
     assert!(pages_of(&out, VIDEO) > 60);
@@ -190,24 +194,57 @@ fn three_pages(pages: &[(u64, u8)]) -> Vec<u8> {
 fn main_memory_goes_to_the_sink_in_its_order() {
     let sent = [(0x2000, 200), (0, 0), (0x1000, 201), (0x2000, 3)];
     let mut taken = Taken(vec![], usize::MAX);
-    let state = DeviceState::read_whole(&three_pages(&sent)[..], MAIN, 0x3000, &mut taken).unwrap();
+    let state =
+        DeviceState::read_whole(&three_pages(&sent)[..], &[RamBlock::whole(MAIN, 0x3000)], &mut taken)
+            .unwrap();
     assert_eq!(taken.0, sent);
     assert_eq!(pages_of(&plain(&state), 200), 0, "nothing of it is kept");
+}
+
+#[test]
+fn main_memory_in_several_blocks_goes_to_its_places() {
+    let node = |name: &str, offset, len| RamBlock { name: name.into(), offset: FileOffset(offset), len };
+    let main = [node("m0", 0, 0x1000), node("m1", 0x20_0000, 0x2000)];
+    let stream = |records: &[u8]| {
+        // Another order than that of the places.
+        let blocks = [("m1", 0x2000), ("bios", 0x1000), ("m0", 0x1000)];
+        StreamBuilder::head(&[])
+            .ram(&blocks, false, records)
+            .device("d", 0, &[field("f", &[1])], None)
+            .finish()
+    };
+    let mut records = vec![];
+    page(&mut records, 0, Some("m1"), Ok([200; 4096]));
+    page(&mut records, 0x1000, None, Ok([201; 4096]));
+    page(&mut records, 0, Some("bios"), Ok([1; 4096]));
+    let short = stream(&records);
+    page(&mut records, 0, Some("m0"), Err(0));
+    let mut taken = Taken(vec![], usize::MAX);
+    let state = DeviceState::read_whole(&stream(&records)[..], &main, &mut taken).unwrap();
+    assert_eq!(taken.0, [(0x20_0000, 200), (0x20_1000, 201), (0, 0)]);
+    assert!(state.main_blocks().eq([("m0", 0x1000), ("m1", 0x2000)]));
+    assert_eq!(pages_of(&plain(&state), 200) + pages_of(&plain(&state), 201), 0, "nothing of it is kept");
+    let mut taken = Taken(vec![], usize::MAX);
+    let err = DeviceState::read_whole(&short[..], &main, &mut taken).unwrap_err().to_string();
+    assert!(err.contains("1 pages of the main memory never came"), "{err}");
+    // A block that is not said to be main memory, and of which nothing came, would be missing from the image.
+    let err = DeviceState::read(&short[..], &main[1..]).unwrap_err();
+    assert!(matches!(err, QemuError::SharedBlock { ref block } if block == "m0"), "{err}");
 }
 
 #[test]
 fn memory_that_is_not_whole_is_refused() {
     let read = |sent: &[(u64, u8)], len| {
         let mut taken = Taken(vec![], 5);
-        DeviceState::read_whole(&three_pages(sent)[..], MAIN, len, &mut taken).map(drop)
+        DeviceState::read_whole(&three_pages(sent)[..], &[RamBlock::whole(MAIN, len)], &mut taken).map(drop)
     };
     let all = [(0, 1), (0x1000, 1), (0x2000, 1)];
     read(&all, 0x3000).unwrap();
     for (sent, len, why) in [
         (&all[..2], 0x3000, "1 pages of the main memory never came"),
         (&[all[0], all[0], all[2]], 0x3000, "1 pages of the main memory never came"),
-        (&all, 0x4000, "has not 0x4000 bytes"),
-        (&all, 0x2000, "has not 0x2000 bytes"),
+        (&all, 0x4000, "has 0x3000 bytes instead of 0x4000"),
+        (&all, 0x2000, "has 0x3000 bytes instead of 0x2000"),
         (&all.repeat(2), 0x3000, "cannot be taken over"),
     ] {
         let error = read(sent, len).unwrap_err().to_string();
@@ -385,7 +422,10 @@ fn what_is_not_understood_is_refused() {
     let err = read(&build(&[])).unwrap_err();
     assert!(matches!(err, QemuError::SharedBlock { ref block } if block == "b"), "{err}");
     assert!(read(&machine(&["mapped-ram"], false, 0)).is_err(), "another form of the stream");
-    assert!(DeviceState::read(&build(&good)[..], "other").is_err(), "another main block");
+    assert!(
+        DeviceState::read(&build(&good)[..], &[RamBlock::whole("other", 0x2000)]).is_err(),
+        "another main block"
+    );
     let mut twice = StreamBuilder::head(&[]);
     twice.ram(&blocks, false, &good).ram(&blocks, false, &good).device("d", 0, &[], None);
     assert!(read(&twice.finish()).is_err());
