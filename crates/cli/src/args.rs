@@ -40,6 +40,8 @@ pub(crate) enum Verb {
     Plan(PlanArgs),
     Save(SaveArgs),
     Restore(RestoreArgs),
+    List(ListArgs),
+    Rm(RmArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Audit(AuditArgs),
@@ -142,6 +144,13 @@ pub(crate) struct SaveArgs {
     /// never touched.
     #[arg(long)]
     pub(crate) live: bool,
+    /// Compress the image's memory, by a level of zstd.
+    ///
+    /// Higher levels make smaller images and take longer; the VM runs meanwhile. Memory of such an image is
+    /// unpacked before it is restored, so that restores take longer and clones share no memory.
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=19))]
+    pub(crate) compress: Option<u8>,
     /// Number of threads that write memory; by default one for each processor. With --live it is one.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) threads: Option<u16>,
@@ -177,6 +186,37 @@ pub(crate) struct RestoreArgs {
     /// The command that starts the VM; its devices must be those of the VM that was saved.
     #[arg(last = true, value_name = "QEMU COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<String>,
+}
+
+/// List the images in folders, and the VMs that run from them.
+///
+/// An image that cannot be used is listed with the reason. Of VMs of other users nothing is seen without
+/// privileges, nor of those that were restored from compressed images, which they do not need any more.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  elision list /var/lib/images")]
+pub(crate) struct ListArgs {
+    /// The folders that hold the images.
+    #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath, default_value = ".")]
+    pub(crate) folders: Vec<PathBuf>,
+}
+
+/// Remove images, unless a VM runs from one of them.
+///
+/// An image is gone as a whole: what is left when this is interrupted has another name, and the next save
+/// under the image's name removes it.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  elision rm web.elision")]
+pub(crate) struct RmArgs {
+    /// The images.
+    #[arg(value_name = "IMAGE", value_hint = ValueHint::DirPath, required = true)]
+    pub(crate) images: Vec<PathBuf>,
+    /// Remove also what a VM runs from; it runs on.
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 /// Show what an image holds and what was left out of it.

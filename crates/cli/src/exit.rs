@@ -68,11 +68,13 @@ impl From<&ImageError> for Exit {
             | ImageError::BadTarget(_)
             | ImageError::NoParent(_)
             | ImageError::NotAnImage(_)
+            | ImageError::Stranger { .. }
             | ImageError::Format { .. } => Self::Usage,
             ImageError::Manifest { .. }
             | ImageError::Missing(_)
             | ImageError::Size { .. }
             | ImageError::Damaged(_)
+            | ImageError::Table { .. }
             | ImageError::Exclusions { .. } => Self::Negative,
             ImageError::BadPlan { .. } => Self::Refused,
             _ => Self::Failed,

@@ -1,4 +1,4 @@
-//! Files that another program has open for writing.
+//! Files that another program has open.
 //!
 //! ```text
 //! /proc/PID/fd/N -> file          /proc/PID/fdinfo/N    flags: 0100002   (octal; the last digit: 1, 2 may write)
@@ -17,7 +17,6 @@ const ACCESS: u32 = 0o3;
 
 /// The files that a command names and that another program may write, but for one.
 pub(crate) fn written_by_others(command: &[String], but: &Path) -> Vec<PathBuf> {
-    let identity = |meta: &Metadata| (meta.dev(), meta.ino());
     let but = fs::metadata(but).ok().map(|meta| identity(&meta));
     let mut named = BTreeMap::new();
     // The first word is the program itself. What stands in `/proc` is this process's, not QEMU's.
@@ -30,14 +29,8 @@ pub(crate) fn written_by_others(command: &[String], but: &Path) -> Vec<PathBuf> 
     if named.is_empty() {
         return Vec::new();
     }
-    let own = std::process::id().to_string();
     let mut found = Vec::new();
-    for process in entries(Path::new("/proc")) {
-        let name = process.file_name();
-        let is_process = name.to_str().is_some_and(|name| name != own && name.parse::<u32>().is_ok());
-        if !is_process {
-            continue;
-        }
+    for (_, process) in others() {
         for fd in entries(&process.path().join("fd")) {
             let Ok(meta) = fs::metadata(fd.path()) else { continue };
             if named.contains_key(&identity(&meta)) && may_write(&process, &fd) {
@@ -46,6 +39,36 @@ pub(crate) fn written_by_others(command: &[String], but: &Path) -> Vec<PathBuf> 
         }
     }
     found
+}
+
+/// The processes that have a file open, by their ids. QEMU keeps the file of its RAM open.
+pub(crate) fn users_of(file: &Path) -> Vec<u32> {
+    let Ok(meta) = fs::metadata(file) else { return Vec::new() };
+    let sought = identity(&meta);
+    let has_it = |process: &DirEntry| {
+        let folder = process.path().join("fd");
+        let mut files = entries(&folder).filter_map(|fd| fs::metadata(fd.path()).ok());
+        files.any(|meta| identity(&meta) == sought)
+    };
+    let mut users: Vec<_> = others().filter(|(_, process)| has_it(process)).map(|(pid, _)| pid).collect();
+    users.sort_unstable();
+    users
+}
+
+/// Device and inode.
+fn identity(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
+}
+
+/// All processes but this one.
+fn others() -> impl Iterator<Item = (u32, DirEntry)> {
+    let own = std::process::id();
+    let processes = entries(Path::new("/proc")).filter_map(|entry| Some((pid_of(&entry)?, entry)));
+    processes.filter(move |(pid, _)| *pid != own)
+}
+
+fn pid_of(entry: &DirEntry) -> Option<u32> {
+    entry.file_name().to_str()?.parse().ok()
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = DirEntry> {

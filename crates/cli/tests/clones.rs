@@ -3,9 +3,10 @@
 mod support;
 
 use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, secret};
+use serde_json::json;
 use std::process::{Child, Stdio};
 use std::time::Duration;
-use support::{Images, copies, elision, json, restore, save, words};
+use support::{Images, copies, elision, json as result, refuses, restore, save, words};
 
 #[test]
 fn two_clones_of_one_image_run_at_the_same_time_and_apart() {
@@ -15,7 +16,7 @@ fn two_clones_of_one_image_run_at_the_same_time_and_apart() {
     guest.control().spawn(&Spawn::new("bystander", "heap", "sleep=20ms")).expect("a bystander");
     let images = Images::new();
     let image = images.path("image");
-    json(&mut save(&guest, &image, &["uid=1234"]));
+    result(&mut save(&guest, &image, &["uid=1234"]));
     drop(guest);
 
     let mut clones = [restore(&options, &image), restore(&options, &image)];
@@ -30,6 +31,19 @@ fn two_clones_of_one_image_run_at_the_same_time_and_apart() {
     }
     // What the clones wrote is theirs alone.
     assert!(elision().arg("verify").arg(&image).status().expect("elision starts").success());
+
+    let folder = image.parent().expect("a folder");
+    let vms = || result(elision().arg("list").arg(folder))["images"][0]["vms"].clone();
+    assert_eq!(vms().as_array().map(Vec::len), Some(2), "{}", vms());
+    refuses(elision().arg("rm").arg(&image), 4, &["runs from", "--force"]);
+    drop(clones);
+    assert_eq!(vms(), json!([]));
+    std::fs::write(image.join("notes.txt"), "mine").expect("a file");
+    refuses(elision().arg("rm").arg(&image), 2, &["holds more than an image", "notes.txt"]);
+    std::fs::remove_file(image.join("notes.txt")).expect("no file");
+    result(elision().arg("rm").arg(&image));
+    assert!(images.names().is_empty(), "{:?}", images.names());
+    refuses(elision().arg("rm").arg(&image), 2, &["is not an image"]);
 }
 
 /// QEMU started by `elision run`; ended with the test.
@@ -59,12 +73,12 @@ fn a_plain_command_started_by_run_can_be_saved_and_restored() {
     assert!(said.contains("memory-backend-file"), "run must say what it added: {said}");
 
     guest.control().spawn(&Spawn::new("victim", "heap,thp", "block").uid(1234)).expect("a victim");
-    let ps = json(elision().args(["ps", "--qmp"]).arg(Endpoints::new(&folder).qmp_socket()));
+    let ps = result(elision().args(["ps", "--qmp"]).arg(Endpoints::new(&folder).qmp_socket()));
     assert!(ps.to_string().contains("1234"), "{ps}");
     let images = Images::new();
     let (plain, elided) = (images.path("plain"), images.path("elided"));
-    json(&mut save(&guest, &plain, &[]));
-    json(&mut save(&guest, &elided, &["uid=1234"]));
+    result(&mut save(&guest, &plain, &[]));
+    result(&mut save(&guest, &elided, &["uid=1234"]));
     assert!(copies(&plain, &["victim"])[0] > 1000, "control");
     assert_eq!(copies(&elided, &["victim"]), [0]);
     let mut restored = restore(&options, &elided);

@@ -80,6 +80,14 @@ pub enum ImageError {
     /// There is no manifest.
     #[error("{0} is not an image: it has no manifest.json")]
     NotAnImage(PathBuf),
+    /// A folder that is to be removed holds something that is no part of an image.
+    #[error("{image} holds more than an image, so it was not removed: move {path} away first")]
+    Stranger {
+        /// The image.
+        image: PathBuf,
+        /// What is no part of it.
+        path: PathBuf,
+    },
     /// The manifest is of a format that this version does not know.
     #[error("{path} has image format {found}, but this version reads format {known}: use a newer version")]
     Format {
@@ -110,6 +118,14 @@ pub enum ImageError {
         found: u64,
         /// Its length by the manifest.
         expected: u64,
+    },
+    /// The table of a compressed file is not one.
+    #[error("{path} is damaged: {reason}")]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
     },
     /// A file of the image is not the one that was written.
     #[error("{0} was changed or damaged: its checksum differs from the manifest's")]

@@ -4,6 +4,7 @@
 //! IMAGE/                   a directory, mode 0700, files 0600
 //!   manifest.json          what the image is, and checksums of the other files   (manifest.rs)
 //!   ram.img                the RAM file: each page at its offset, sparse         (ram_writer.rs)
+//!   ram.zst                or the same, compressed                               (packed.rs)
 //!   state.bin              device state: a QEMU migration stream without RAM
 //!   exclusions.bin         what was left out and changed, why, and for whom      (exclusions.rs)
 //! .IMAGE.elision-partial/  the same while it is being written, under a lock      (partial.rs)
@@ -18,6 +19,7 @@ mod drain;
 mod error;
 mod exclusions;
 mod manifest;
+mod packed;
 mod partial;
 mod ram_writer;
 mod reader;
@@ -31,9 +33,9 @@ mod writer;
 pub use error::ImageError;
 pub use exclusions::{EditKind, EditMeta, Exclusions, ExclusionsError};
 pub use manifest::{
-    Completeness, FORMAT, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, Way, timestamp,
+    Completeness, FORMAT, FORMAT_PACKED, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, Way, timestamp,
 };
-pub use partial::{partial_path, remove_stale, remove_unfinished};
+pub use partial::{partial_path, remove_image, remove_stale, remove_unfinished};
 pub use ram_writer::RamStats;
 pub use reader::Image;
 pub use stream_writer::StreamWriter;
@@ -44,6 +46,8 @@ pub use writer::ImageWriter;
 pub const MANIFEST: &str = "manifest.json";
 /// Name of the RAM file inside an image.
 pub const RAM: &str = "ram.img";
+/// Name of the RAM file if it is compressed.
+pub const RAM_PACKED: &str = "ram.zst";
 /// Name of the device state inside an image.
 pub const STATE: &str = "state.bin";
 /// Name of the exclusion map inside an image.

@@ -11,13 +11,15 @@ use elision_plan::PlanSummary;
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The image format written and read here.
+/// The format of an image whose RAM file is plain.
 pub const FORMAT: u32 = 2;
+/// The format of one whose RAM file is compressed. Both are written and read here.
+pub const FORMAT_PACKED: u32 = 3;
 
 /// What an image is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Format of the whole image, [`FORMAT`].
+    /// Format of the whole image, [`FORMAT`] or [`FORMAT_PACKED`]. Filled in by the writer.
     pub format: u32,
     /// Version of the program that wrote it.
     pub elision_version: String,
@@ -173,6 +175,9 @@ pub struct RamFile {
     pub bytes: u64,
     /// Bytes that take room on disk.
     pub stored_bytes: u64,
+    /// Length of `ram.zst`, which stands in place of `ram.img` if it is compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed_bytes: Option<u64>,
     /// Length of a chunk in bytes; the last may be shorter.
     pub chunk_bytes: u64,
     /// BLAKE3 of all chunk hashes, in hexadecimal.

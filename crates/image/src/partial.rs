@@ -8,7 +8,7 @@
 //! The lock is on the folder itself, so it goes with it through the rename, and there is no moment
 //! at which another run could take a folder that is about to become an image.
 
-use crate::ImageError;
+use crate::{EXCLUSIONS, ImageError, MANIFEST, RAM, RAM_PACKED, STATE};
 use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, fstat, lstat};
 use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File};
@@ -17,6 +17,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// What an image's folder holds.
+const FILES: [&str; 5] = [MANIFEST, RAM, RAM_PACKED, STATE, EXCLUSIONS];
 /// How often a folder may vanish between being seen and being locked.
 const TRIES: usize = 16;
 /// How long a lock is waited for that a guardian is about to give back: a busy disk removes a large file slowly.
@@ -49,6 +51,27 @@ pub fn remove_unfinished(partial: &Path) -> Result<bool, ImageError> {
         Some(_lock) => remove(partial).map(|()| true),
         None => Ok(false),
     }
+}
+
+/// Removes a whole or damaged image. It is gone at once: what an interruption leaves has the name of an unfinished
+/// image. Refused if anything else stands in its folder.
+pub fn remove_image(image: &Path) -> Result<(), ImageError> {
+    if !image.join(MANIFEST).is_file() {
+        return Err(ImageError::NotAnImage(image.to_owned()));
+    }
+    let failed = |e| ImageError::io("list", image, e);
+    for entry in fs::read_dir(image).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let is_ours = entry.file_name().to_str().is_some_and(|name| FILES.contains(&name));
+        if !is_ours || entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            return Err(ImageError::Stranger { image: image.to_owned(), path: entry.path() });
+        }
+    }
+    let partial = partial_path(image)?;
+    let Some(_lock) = lock(image, image)? else { return Err(ImageError::NotAnImage(image.to_owned())) };
+    remove_stale(image)?;
+    fs::rename(image, &partial).map_err(|e| ImageError::io("rename", image, e))?;
+    remove(&partial)
 }
 
 /// A locked partial folder. Dropping it removes the folder.

@@ -412,7 +412,7 @@ fn index(gfn: Gfn, first: Gfn) -> usize {
 }
 
 /// Each run of pages that are not zero.
-fn nonzero(bytes: &[u8]) -> Vec<Range<usize>> {
+pub(crate) fn nonzero(bytes: &[u8]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     for (i, page) in bytes.chunks_exact(PAGE_SIZE).enumerate() {
         let start = i * PAGE_SIZE;

@@ -1,13 +1,16 @@
 //! Reading an image: checked when opened, nothing in it trusted.
 
 use crate::{
-    EXCLUSIONS, Exclusions, FORMAT, ImageError, MANIFEST, MANIFEST_BYTES, Manifest, RAM, STATE, STATE_BYTES,
+    EXCLUSIONS, Exclusions, FORMAT, FORMAT_PACKED, ImageError, MANIFEST, MANIFEST_BYTES, Manifest, RAM,
+    RAM_PACKED, STATE, STATE_BYTES,
 };
-use crate::{Problem, exclusions, verify};
+use crate::{Problem, exclusions, packed::Packed, verify};
 use elision_memory::Ram;
+use rustix::fs::MemfdFlags;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// An image whose manifest was read and whose files have the lengths it says.
@@ -23,9 +26,8 @@ impl Image {
         let manifest = read_manifest(dir)?;
         let image = Self { dir: dir.to_owned(), manifest };
         let files = &image.manifest.files;
-        for (name, bytes) in
-            [(RAM, files.ram.bytes), (STATE, files.state.bytes), (EXCLUSIONS, files.exclusions.bytes)]
-        {
+        let ram = image.ram_file();
+        for (name, bytes) in [ram, (STATE, files.state.bytes), (EXCLUSIONS, files.exclusions.bytes)] {
             image.open_file(name, bytes)?;
         }
         Ok(image)
@@ -43,10 +45,48 @@ impl Image {
         &self.dir
     }
 
-    /// The RAM file, as a restore gives it to the hypervisor.
+    /// The RAM file: what a restore gives to the hypervisor, unless it is compressed.
     #[must_use]
     pub fn ram_path(&self) -> PathBuf {
-        self.dir.join(RAM)
+        self.dir.join(self.ram_file().0)
+    }
+
+    /// Whether the RAM file is compressed: then [`Image::unpack`] it before it is used.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.manifest.files.ram.packed_bytes.is_some()
+    }
+
+    /// The plain RAM file of a compressed image, in memory and without a name.
+    pub fn unpack(&self) -> Result<File, ImageError> {
+        let (packed, path) = (self.packed()?, self.ram_path());
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::InvalidData => ImageError::Damaged(path.clone()),
+            _ => ImageError::io("unpack", &path, e),
+        };
+        let memory = rustix::fs::memfd_create("elision-ram", MemfdFlags::CLOEXEC).map(File::from);
+        let memory = memory.map_err(|e| failed(e.into()))?;
+        memory.set_len(self.manifest.files.ram.bytes).map_err(failed)?;
+        packed.unpack(|offset, bytes| memory.write_all_at(bytes, offset)).map_err(failed)?;
+        Ok(memory)
+    }
+
+    /// The file that holds RAM, and its length.
+    fn ram_file(&self) -> (&'static str, u64) {
+        let ram = &self.manifest.files.ram;
+        ram.packed_bytes.map_or((RAM, ram.bytes), |bytes| (RAM_PACKED, bytes))
+    }
+
+    pub(crate) fn open_ram(&self) -> Result<File, ImageError> {
+        let (name, bytes) = self.ram_file();
+        self.open_file(name, bytes)
+    }
+
+    pub(crate) fn packed(&self) -> Result<Packed, ImageError> {
+        let (path, ram) = (self.ram_path(), &self.manifest.files.ram);
+        Packed::open(self.open_ram()?, ram.bytes, ram.chunk_bytes)
+            .map_err(|e| ImageError::io("read", &path, e))?
+            .map_err(|reason| ImageError::Table { path, reason })
     }
 
     /// The device state's file.
@@ -55,9 +95,10 @@ impl Image {
         self.dir.join(STATE)
     }
 
-    /// The guest's memory, mapped private: what is written to it never reaches the file.
+    /// The guest's memory, mapped private: what is written to it never reaches the file. That of a compressed image
+    /// is unpacked to memory.
     pub fn ram(&self) -> Result<Ram, ImageError> {
-        let file = self.open_file(RAM, self.manifest.files.ram.bytes)?;
+        let file = if self.is_packed() { self.unpack()? } else { self.open_ram()? };
         Ok(Ram::private(&file, self.manifest.ram_layout.clone())?)
     }
 
@@ -135,8 +176,8 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
         return Err(bad(format!("it has more than {MANIFEST_BYTES} bytes")));
     }
     let format: FormatOnly = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
-    if format.format != u64::from(FORMAT) {
-        return Err(ImageError::Format { path: dir.to_owned(), found: format.format, known: FORMAT });
+    if !(u64::from(FORMAT)..=u64::from(FORMAT_PACKED)).contains(&format.format) {
+        return Err(ImageError::Format { path: dir.to_owned(), found: format.format, known: FORMAT_PACKED });
     }
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
     let files = &manifest.files;
@@ -145,6 +186,9 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
         return Err(bad(format!("its RAM layout needs {needed} bytes, but it says that {RAM} has {ram}")));
     }
     manifest.check_blocks().map_err(&bad)?;
+    if files.ram.packed_bytes.is_some() != (manifest.format == FORMAT_PACKED) {
+        return Err(bad(format!("it does not say clearly whether RAM is in {RAM} or in {RAM_PACKED}")));
+    }
     if files.ram.chunk_hashes().is_none() {
         return Err(bad(format!("its list of checksums does not fit the length of {RAM}")));
     }

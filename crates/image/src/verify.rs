@@ -1,12 +1,16 @@
 //! Checking an image: that its files are those that were written, and that what its map says was left
 //! out is indeed not there.
 
-use crate::{EXCLUSIONS, EditKind, Exclusions, Image, ImageError, RAM, STATE, checksum};
+use crate::{EXCLUSIONS, EditKind, Exclusions, Image, ImageError, RAM, RAM_PACKED, RamFile, STATE, checksum};
+use blake3::Hash;
 use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
 use elision_plan::DropReason;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::ops::Range;
+use std::sync::Mutex;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Most problems of one kind that are listed; more say nothing new.
@@ -57,7 +61,7 @@ impl fmt::Display for Problem {
         match self {
             Self::Checksum { file } => write!(f, "{file} was changed or damaged: its checksum differs"),
             Self::RamChunk { offset, len } => {
-                write!(f, "{RAM} was changed or damaged in the {len} bytes from offset {offset}")
+                write!(f, "The RAM file was changed or damaged in the {len} bytes from offset {offset}")
             }
             Self::NotDropped { gfn, reason } => {
                 write!(f, "Frame {gfn} was to be left out ({reason:?}) but holds data")
@@ -71,9 +75,14 @@ impl fmt::Display for Problem {
 
 pub(crate) fn verify(image: &Image, progress: &(dyn Fn(u64) + Sync)) -> Result<Vec<Problem>, ImageError> {
     let mut problems = Vec::new();
-    let ram = image.ram()?;
-    let populated = ram.populated();
-    check_ram(image, &populated, &mut problems, progress)?;
+    let ram = if image.is_packed() {
+        check_packed(image, &mut problems, progress)?;
+        if problems.is_empty() { Some(image.ram()?) } else { None }
+    } else {
+        let ram = image.ram()?;
+        check_ram(image, &ram.populated(), &mut problems, progress)?;
+        Some(ram)
+    };
     let files = &image.manifest().files;
     for (name, sum) in [(STATE, &files.state), (EXCLUSIONS, &files.exclusions)] {
         let file = image.open_file(name, sum.bytes)?;
@@ -85,8 +94,11 @@ pub(crate) fn verify(image: &Image, progress: &(dyn Fn(u64) + Sync)) -> Result<V
     }
     match image.exclusions() {
         Ok(map) => {
-            check_drops(&map, &ram, &populated, &mut problems);
-            check_edits(&map, &ram, &mut problems);
+            // What cannot be unpacked cannot be looked at.
+            if let Some(ram) = ram {
+                check_drops(&map, &ram, &ram.populated(), &mut problems);
+                check_edits(&map, &ram, &mut problems);
+            }
         }
         Err(ImageError::Exclusions { source, .. }) => {
             problems.push(Problem::Exclusions { reason: source.to_string() });
@@ -103,8 +115,7 @@ fn check_ram(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), ImageError> {
     let sums = &image.manifest().files.ram;
-    let file = image.open_file(RAM, sums.bytes)?;
-    let expected = sums.chunk_hashes().unwrap_or_default();
+    let file = image.open_ram()?;
     // What `populated` says ends with the layout; a longer file is read to its end.
     let mut data = populated.to_vec();
     let mapped = image.manifest().ram_layout.file_len();
@@ -113,15 +124,50 @@ fn check_ram(
     }
     let found = checksum::chunk_hashes(&file, sums.bytes, sums.chunk_bytes, &data, progress)
         .map_err(|e| ImageError::io("read", &image.ram_path(), e))?;
-    let differing = (0_u64..).zip(expected.iter().zip(&found)).filter(|(_, (a, b))| a != b);
+    let found: Vec<_> = found.into_iter().map(Some).collect();
+    compare(sums, &found, RAM, problems);
+    Ok(())
+}
+
+fn check_packed(
+    image: &Image,
+    problems: &mut Vec<Problem>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), ImageError> {
+    let sums = &image.manifest().files.ram;
+    let packed = match image.packed() {
+        Ok(packed) => packed,
+        Err(ImageError::Table { .. }) => {
+            problems.push(Problem::Checksum { file: RAM_PACKED });
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
+    let found = Mutex::new(BTreeMap::new());
+    let take = |i, plain: io::Result<&[u8]>| {
+        progress(plain.as_ref().map_or(0, |plain| plain.len() as u64));
+        if let Ok(mut found) = found.lock() {
+            found.insert(i, plain.ok().map(blake3::hash));
+        }
+        Ok(())
+    };
+    packed.each(take).map_err(|e: io::Error| ImageError::io("read", &image.ram_path(), e))?;
+    let found: Vec<_> = found.into_inner().unwrap_or_default().into_values().collect();
+    compare(sums, &found, RAM_PACKED, problems);
+    Ok(())
+}
+
+/// Compares what the chunks of RAM hash to, if they can be read, with what the manifest says.
+fn compare(sums: &RamFile, found: &[Option<Hash>], file: &'static str, problems: &mut Vec<Problem>) {
+    let expected = sums.chunk_hashes().unwrap_or_default();
+    let differing = (0_u64..).zip(expected.iter().zip(found)).filter(|(_, (a, b))| Some(**a) != **b);
     problems.extend(differing.take(LISTED).map(|(i, _)| {
         let start = i * sums.chunk_bytes;
         Problem::RamChunk { offset: FileOffset(start), len: sums.chunk_bytes.min(sums.bytes - start) }
     }));
     if checksum::root(&expected).to_hex().as_str() != sums.root {
-        problems.push(Problem::Checksum { file: RAM });
+        problems.push(Problem::Checksum { file });
     }
-    Ok(())
 }
 
 /// A dropped frame must read as zeros. Only what is populated need be read.

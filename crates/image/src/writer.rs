@@ -12,10 +12,10 @@ use crate::ram_writer::{AtOnce, Late, Written};
 use crate::room::Room;
 use crate::target::{Target, open_direct};
 use crate::{
-    EXCLUSIONS, Exclusions, FORMAT, FileSum, Files, ImageError, MANIFEST, RAM, RamFile, RamStats, STATE,
-    StreamWriter,
+    EXCLUSIONS, Exclusions, FORMAT, FORMAT_PACKED, FileSum, Files, ImageError, MANIFEST, RAM, RAM_PACKED,
+    RamFile, RamStats, STATE, StreamWriter,
 };
-use crate::{Manifest, checksum, ram_writer};
+use crate::{Manifest, checksum, packed, ram_writer};
 use blake3::Hash;
 use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
 use elision_plan::{Edit, Plan};
@@ -38,6 +38,7 @@ pub struct ImageWriter {
     ram: Option<RamImage>,
     state: Option<File>,
     exclusions: Option<File>,
+    level: Option<i32>,
 }
 
 /// RAM as far as it is copied.
@@ -80,7 +81,13 @@ impl ImageWriter {
             ram: None,
             state: None,
             exclusions: None,
+            level: None,
         })
+    }
+
+    /// Has RAM compressed, with a level of zstd (1 to 19).
+    pub fn compress(&mut self, level: i32) {
+        self.level = Some(level);
     }
 
     /// Where the image is while it is unfinished; a guardian may remove it when the saver is dead
@@ -208,14 +215,16 @@ impl ImageWriter {
         }
         let state = self.state.take().ok_or(ImageError::Unfinished(STATE))?;
         let exclusions = self.exclusions.take().ok_or(ImageError::Unfinished(EXCLUSIONS))?;
-        let mut ram = self.drain(&image, progress)?;
-        self.sync(&image.file, RAM)?;
+        let (mut ram, name) = match self.level {
+            Some(level) => (self.pack(&image, level, progress)?, RAM_PACKED),
+            None => (self.drain(&image, progress)?, RAM),
+        };
         self.sync(&state, STATE)?;
         self.sync(&exclusions, EXCLUSIONS)?;
         // Only now: a file system may choose blocks as late as the sync.
-        let meta = self.open(RAM)?.metadata().map_err(|e| self.failed("look at", RAM, e))?;
+        let meta = self.open(name)?.metadata().map_err(|e| self.failed("look at", name, e))?;
         ram.stored_bytes = meta.blocks() * 512;
-        manifest.format = FORMAT;
+        manifest.format = if self.level.is_some() { FORMAT_PACKED } else { FORMAT };
         manifest.files = Files { ram, state: self.sum(STATE)?, exclusions: self.sum(EXCLUSIONS)? };
         manifest.times.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
 
@@ -235,13 +244,26 @@ impl ImageWriter {
         let target = Target { file, direct: direct.as_ref() };
         let (chunk_bytes, chunks) = drain(copy, target, missing, &written.data, hashes, progress)
             .map_err(|e| self.failed("write", RAM, e).or_full(written.stats.written))?;
-        Ok(RamFile {
-            bytes: copy.file_len(),
-            stored_bytes: 0,
-            chunk_bytes,
-            root: checksum::root(&chunks).to_hex().to_string(),
-            chunks: chunks.iter().map(|hash| hash.to_hex().to_string()).collect(),
-        })
+        self.sync(file, RAM)?;
+        Ok(ram_file(copy.file_len(), chunk_bytes, &chunks))
+    }
+
+    /// Writes all of it compressed, and removes what was written of it plain.
+    fn pack(
+        &self,
+        image: &RamImage,
+        level: i32,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<RamFile, ImageError> {
+        let RamImage { written, copy, .. } = image;
+        let chunk = checksum::chunk_bytes(copy.file_len());
+        let mut file = self.new_file(RAM_PACKED)?;
+        let chunks = packed::pack(copy, &written.data, chunk, level, &mut file, progress)
+            .map_err(|e| self.failed("write", RAM_PACKED, e).or_full(written.stats.written))?;
+        self.sync(&file, RAM_PACKED)?;
+        let meta = file.metadata().map_err(|e| self.failed("look at", RAM_PACKED, e))?;
+        std::fs::remove_file(self.path(RAM)).map_err(|e| self.failed("remove", RAM, e))?;
+        Ok(RamFile { packed_bytes: Some(meta.len()), ..ram_file(copy.file_len(), chunk, &chunks) })
     }
 
     fn sum(&self, name: &str) -> Result<FileSum, ImageError> {
@@ -273,5 +295,16 @@ impl ImageWriter {
 
     fn failed(&self, action: &'static str, name: &str, error: std::io::Error) -> ImageError {
         ImageError::io(action, &self.path(name), error)
+    }
+}
+
+fn ram_file(bytes: u64, chunk_bytes: u64, chunks: &[Hash]) -> RamFile {
+    RamFile {
+        bytes,
+        stored_bytes: 0,
+        packed_bytes: None,
+        chunk_bytes,
+        root: checksum::root(chunks).to_hex().to_string(),
+        chunks: chunks.iter().map(|hash| hash.to_hex().to_string()).collect(),
     }
 }

@@ -15,7 +15,7 @@ use rustix::fs::MemfdFlags;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const BUFFER: usize = 1 << 20;
@@ -24,25 +24,38 @@ const BUFFER: usize = 1 << 20;
 #[derive(Debug)]
 pub struct RestoredRam {
     files: Vec<BlockFile>,
-    _copies: Vec<File>,
+    inherited: Vec<File>,
 }
 
 impl RestoredRam {
     /// The blocks of the RAM file `ram`, for the QEMU `program`.
     pub fn new(program: &str, ram: &Path, blocks: &[RamBlock]) -> Result<Self> {
+        Self::of(program, ram, blocks, false)
+    }
+
+    /// The same of a file without a name that the VM has for itself.
+    pub fn unpacked(program: &str, ram: File, blocks: &[RamBlock]) -> Result<Self> {
+        rustix::io::fcntl_setfd(&ram, rustix::io::FdFlags::empty())
+            .map_err(QemuError::os("hand memory on to QEMU"))?;
+        let mut restored = Self::of(program, &inherited(&ram), blocks, true)?;
+        restored.inherited.push(ram);
+        Ok(restored)
+    }
+
+    fn of(program: &str, ram: &Path, blocks: &[RamBlock], shared: bool) -> Result<Self> {
         let by_offset = blocks.iter().all(|block| block.offset.0 == 0) || maps_parts(program)?;
         let (mut files, mut copies) = (vec![], vec![]);
         for RamBlock { name, offset, len } in blocks.iter().cloned() {
             files.push(if by_offset || offset.0 == 0 {
-                BlockFile { name, len, path: ram.to_owned(), offset: offset.0, shared: false }
+                BlockFile { name, len, path: ram.to_owned(), offset: offset.0, shared }
             } else {
                 let copy = copy(ram, offset, len)?;
-                let path = format!("/proc/self/fd/{}", copy.as_raw_fd()).into();
+                let path = inherited(&copy);
                 copies.push(copy);
                 BlockFile { name, len, path, offset: 0, shared: true }
             });
         }
-        Ok(Self { files, _copies: copies })
+        Ok(Self { files, inherited: copies })
     }
 
     /// The file of each block.
@@ -50,6 +63,11 @@ impl RestoredRam {
     pub fn files(&self) -> &[BlockFile] {
         &self.files
     }
+}
+
+/// The path by which QEMU opens a file that it inherits.
+fn inherited(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// Whether QEMU can map a file from another byte than its first one on.

@@ -42,6 +42,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     let policy = args.selection.policy()?;
     let left_over = partial_path(&args.image)?.exists();
     let mut writer = ImageWriter::create(&args.image)?;
+    if let Some(level) = args.compress {
+        writer.compress(level.into());
+    }
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
     let runs = vm.status()?.running;
     if !runs {

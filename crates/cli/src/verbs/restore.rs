@@ -40,7 +40,13 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
     };
     sockets::check_free(&qmp)?;
     let program = command.first().map(String::as_str).unwrap_or_default();
-    let ram = RestoredRam::new(program, &absolute(&image.ram_path())?, &manifest.ram_blocks())?;
+    let bar = out.spinner("restoring");
+    let blocks = manifest.ram_blocks();
+    let ram = if image.is_packed() {
+        RestoredRam::unpacked(program, image.unpack()?, &blocks)
+    } else {
+        RestoredRam::new(program, &absolute(&image.ram_path())?, &blocks)
+    }?;
     let options = RestoreOptions { ram: ram.files(), qmp: &qmp, guid: &fresh_guid()? };
     let command = for_restore(command, &options)?;
     refuse_clash(&command, &image, recorded)?;
@@ -49,7 +55,6 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
     let log = args.log.as_deref();
     let run = !args.paused;
     let request = RestoreRequest { command: &command, qmp: &qmp, state: &state, folder: None, log, run };
-    let bar = out.spinner("restoring");
     let restored = restore(&request);
     bar.finish_and_clear();
     let pid = restored.map_err(|e| explained(e, &args.image, recorded))?.child.id();

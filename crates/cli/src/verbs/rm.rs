@@ -1,0 +1,45 @@
+//! `elision rm`: removes images, unless a VM runs from them.
+
+use crate::args::RmArgs;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::in_use::users_of;
+use crate::output::Output;
+use crate::text::printable;
+use elision_image::{Image, remove_image};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+#[derive(Serialize)]
+struct Removed {
+    removed: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: &RmArgs, out: &mut Output) -> Result<Exit, Failure> {
+    if !args.force {
+        args.images.iter().try_for_each(|image| refuse_used(image))?;
+    }
+    for image in &args.images {
+        remove_image(image)?;
+    }
+    out.result(&Removed { removed: args.images.clone() }, human)?;
+    Ok(Exit::Done)
+}
+
+fn refuse_used(path: &Path) -> Result<(), Failure> {
+    let users = match Image::open(path) {
+        Ok(image) => users_of(&image.ram_path()),
+        Err(error @ elision_image::ImageError::NotAnImage(_)) => return Err(error.into()),
+        Err(_) => Vec::new(), // nothing runs from a damaged one
+    };
+    let Some(pid) = users.first() else { return Ok(()) };
+    let name = printable(&path.display().to_string());
+    let message = format!("The VM of process {pid} runs from {name}");
+    let help = "End it first, or give --force: it runs on, but cannot be restored from this image again";
+    Err(Failure::new(Exit::Failed, message).with_help(help.to_owned()))
+}
+
+fn human(removed: &Removed) -> String {
+    let names: Vec<_> = removed.removed.iter().map(|path| printable(&path.display().to_string())).collect();
+    format!("Removed {}", names.join(", "))
+}

@@ -1,0 +1,102 @@
+//! Images whose RAM is compressed: the same memory, and damage is found.
+
+mod common;
+
+use common::*;
+use elision_image::{FORMAT, FORMAT_PACKED, Image, ImageError, ImageWriter, Manifest, Problem};
+use elision_memory::{FileOffset, Ram};
+use std::fs::{self, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+fn save_packed(target: &Path, level: i32) -> Manifest {
+    let mut writer = ImageWriter::create(target).unwrap();
+    writer.compress(level);
+    writer.write_ram(&Ram::shared(&source(), layout()).unwrap(), &plan(), 2).unwrap();
+    writer.write_state(b"device state").unwrap();
+    writer.write_exclusions(&plan()).unwrap();
+    writer.finish(manifest(), &|_| ()).unwrap()
+}
+
+fn bytes(ram: &Ram) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(ram.file_len()).unwrap()];
+    assert!(ram.read_file(FileOffset(0), &mut bytes));
+    bytes
+}
+
+#[test]
+fn it_holds_the_same_memory_in_less_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, packed) = (dir.path().join("plain"), dir.path().join("packed"));
+    let before = save(&plain, &Ram::shared(&source(), layout()).unwrap(), &plan(), 2);
+    for level in [1, 19] {
+        let after = save_packed(&packed, level);
+        assert_eq!((before.format, after.format), (FORMAT, FORMAT_PACKED));
+        assert_eq!(before.files.ram.chunks, after.files.ram.chunks);
+        assert!(after.files.ram.stored_bytes < before.files.ram.stored_bytes / 10, "{after:?}");
+        let mut names: Vec<_> = fs::read_dir(&packed).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["exclusions.bin", "manifest.json", "ram.zst", "state.bin"]);
+        let image = Image::open(&packed).unwrap();
+        assert!(image.is_packed() && image.ram_path().ends_with("ram.zst"));
+        assert_eq!(image.verify(&|_| ()).unwrap(), []);
+        let expected = bytes(&Image::open(&plain).unwrap().ram().unwrap());
+        assert!(bytes(&image.ram().unwrap()) == expected);
+        let mut unpacked = Vec::new();
+        zstd::Decoder::new(fs::File::open(image.ram_path()).unwrap())
+            .unwrap()
+            .read_to_end(&mut unpacked)
+            .unwrap();
+        assert!(unpacked == expected, "any zstd unpacks it");
+        fs::remove_dir_all(&packed).unwrap();
+    }
+}
+
+#[test]
+fn damage_is_named_and_never_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("image");
+    save_packed(&target, 3);
+    let path = target.join("ram.zst");
+    let whole = fs::read(&path).unwrap();
+    let flip = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        Image::open(&target).unwrap()
+    };
+    // The first frame holds data, and its checksum ends it.
+    for at in [20, 400] {
+        let image = flip(at);
+        let problems = image.verify(&|_| ()).unwrap();
+        assert!(matches!(problems[..], [Problem::RamChunk { offset: FileOffset(0), .. }]), "{problems:?}");
+        assert!(matches!(image.ram().unwrap_err(), ImageError::Damaged(_)));
+    }
+    let image = flip(whole.len() - 1);
+    assert_eq!(image.verify(&|_| ()).unwrap(), [Problem::Checksum { file: "ram.zst" }]);
+    assert!(matches!(image.ram().unwrap_err(), ImageError::Table { .. }));
+
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"more", whole.len() as u64).unwrap();
+    assert!(matches!(Image::open(&target).unwrap_err(), ImageError::Size { .. }));
+    fs::remove_file(&path).unwrap();
+    let error = Image::open(&target).unwrap_err();
+    assert!(matches!(&error, ImageError::Missing(path) if path.ends_with("ram.zst")), "{error}");
+}
+
+#[test]
+fn a_manifest_that_names_both_or_neither_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("image");
+    save_packed(&target, 1);
+    let path = target.join("manifest.json");
+    let text = fs::read_to_string(&path).unwrap();
+    for (old, new) in [("\"format\": 3", "\"format\": 2"), ("packed_bytes", "other_bytes")] {
+        assert!(text.contains(old));
+        fs::write(&path, text.replace(old, new)).unwrap();
+        let error = Image::open(&target).unwrap_err();
+        assert!(error.to_string().contains("damaged or incomplete"), "{error}");
+    }
+    fs::write(&path, text.replace("\"format\": 3", "\"format\": 4")).unwrap();
+    assert!(matches!(Image::open(&target).unwrap_err(), ImageError::Format { found: 4, .. }));
+}
