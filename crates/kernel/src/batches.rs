@@ -10,6 +10,7 @@ use crate::{Kernel, KernelError, layout};
 use elision_memory::{Gfn, Gva};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The per-CPU variables that hold batches, each with the type it is of.
 const VARIABLES: &[(&str, &str)] = &[
@@ -67,12 +68,13 @@ const UNMAPPED: u32 = u32::MAX;
 
 impl Kernel<'_> {
     /// Frames that only such batches still hold.
-    pub fn dead_batch_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
+    pub fn dead_batch_frames(&self, visit: &mut dyn FnMut(Range<Gfn>)) -> Result<(), KernelError> {
         for (head, held) in self.batch_references()? {
             let page = self.page(head)?;
             // The page cache would hold a reference of its own.
             if page.kind != PageKind::Reserved && page.refcount == held && page.mapcount == UNMAPPED {
-                self.compound_frames(head)?.for_each(|f| visit(Gfn(f)));
+                let frames = self.compound_frames(head)?;
+                visit(Gfn(frames.start)..Gfn(frames.end));
             }
         }
         Ok(())

@@ -8,6 +8,7 @@
 use crate::layout::layout;
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, Gva};
+use std::ops::Range;
 
 layout! {
     pub(crate) struct ZoneLayout {
@@ -63,8 +64,8 @@ impl Kernel<'_> {
         Ok(nodes)
     }
 
-    /// Frames on the buddy lists.
-    pub fn buddy_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
+    /// Blocks of frames on the buddy lists.
+    pub fn buddy_frames(&self, visit: &mut dyn FnMut(Range<Gfn>)) -> Result<(), KernelError> {
         let layout = &self.profile.zone;
         let link = self.profile.page.buddy_list.unwrap_or(self.profile.page.lru);
         let mut left = self.ram.layout().frame_limit().0;
@@ -81,7 +82,7 @@ impl Kernel<'_> {
         Ok(())
     }
 
-    /// The frames on one list of free pages; each block is checked: whole, aligned, unreferenced.
+    /// The blocks on one list of free pages; each is checked: whole, aligned, unreferenced.
     /// `left` bounds the frames of all lists that share it: each is free once.
     pub(crate) fn for_each_free(
         &self,
@@ -90,7 +91,7 @@ impl Kernel<'_> {
         order: u32,
         what: &'static str,
         left: &mut u64,
-        visit: &mut dyn FnMut(Gfn),
+        visit: &mut dyn FnMut(Range<Gfn>),
     ) -> Result<(), KernelError> {
         self.for_each_in_list(head, what, &mut |at| {
             let torn = |why| KernelError::Torn { what, at, why };
@@ -108,7 +109,7 @@ impl Kernel<'_> {
             }
             let too_many = torn("more frames are free than there are");
             *left = left.checked_sub(1 << order).ok_or(too_many)?;
-            (first.0..first.0 + (1 << order)).for_each(|frame| visit(Gfn(frame)));
+            visit(first..Gfn(first.0 + (1 << order)));
             Ok(())
         })
     }

@@ -20,16 +20,16 @@ const PATH_LIMIT: usize = 4096;
 const WHAT: &str = "cgroup";
 
 impl Kernel<'_> {
-    /// Path of the task's cgroup v2, `/` for the root; `None` on a kernel without cgroups.
-    pub(crate) fn cgroup_path(&self, task: Gva) -> Result<Option<String>, KernelError> {
+    /// The task's cgroup v2 (`struct cgroup`); `None` on a kernel without cgroups.
+    pub(crate) fn default_cgroup(&self, task: Gva) -> Result<Option<Gva>, KernelError> {
         let layout = &self.profile.cgroup;
         let (Some(cgroups), Some(default)) = (layout.cgroups, layout.default_cgroup) else { return Ok(None) };
         let css_set = self.pointer(task.wrapping_add(cgroups), WHAT)?;
         let cgroup = self.pointer(css_set.wrapping_add(default), WHAT)?;
-        if cgroup.0 == 0 { Ok(None) } else { self.path_of_cgroup(cgroup) }
+        Ok((cgroup.0 != 0).then_some(cgroup))
     }
 
-    /// Path of a `struct cgroup` in its hierarchy.
+    /// Path of a `struct cgroup` in its hierarchy, `/` for the root.
     pub(crate) fn path_of_cgroup(&self, cgroup: Gva) -> Result<Option<String>, KernelError> {
         let layout = &self.profile.cgroup;
         let (Some(node), Some(parent), Some(name)) = (layout.node, layout.parent, layout.name) else {

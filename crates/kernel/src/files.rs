@@ -3,7 +3,7 @@
 use crate::layout::layout;
 use crate::tasks::Process;
 use crate::{Kernel, KernelError};
-use elision_memory::Gva;
+use elision_memory::{Budget, Gva};
 use std::collections::BTreeSet;
 
 layout! {
@@ -67,7 +67,7 @@ impl Kernel<'_> {
     pub fn for_each_file(
         &self,
         process: &Process,
-        slots_left: &mut u64,
+        slots_left: &Budget,
         visit: &mut dyn FnMut(Gva) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
         let layout = &self.profile.files;
@@ -83,11 +83,10 @@ impl Kernel<'_> {
             let slots = self.pointer(table.wrapping_add(layout.slots), WHAT)?;
             let count = self.u32(table.wrapping_add(layout.slot_count), WHAT)?;
             let count = u64::from(count);
-            *slots_left = slots_left.checked_sub(count).ok_or(KernelError::Torn {
-                what: WHAT,
-                at: table,
-                why: "there are more slots than the guest has room for",
-            })?;
+            if !slots_left.take(count) {
+                let why = "there are more slots than the guest has room for";
+                return Err(KernelError::Torn { what: WHAT, at: table, why });
+            }
             for i in 0..count {
                 let file = self.u64(slots.wrapping_add(8 * i), WHAT)? & POINTER;
                 if file != 0 {
@@ -102,7 +101,7 @@ impl Kernel<'_> {
     pub fn for_each_open_mapping(
         &self,
         process: &Process,
-        slots_left: &mut u64,
+        slots_left: &Budget,
         visit: &mut dyn FnMut(Gva),
     ) -> Result<(), KernelError> {
         self.for_each_file(process, slots_left, &mut |file| {

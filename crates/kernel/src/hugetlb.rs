@@ -4,6 +4,7 @@ use crate::buddy::LIST_HEAD;
 use crate::layout::layout;
 use crate::{Kernel, KernelError};
 use elision_memory::Gfn;
+use std::ops::Range;
 
 layout! {
     pub(crate) struct HugeTlbLayout {
@@ -20,7 +21,7 @@ const ORDER_LIMIT: u32 = 18;
 
 impl Kernel<'_> {
     /// Frames in the pools of free huge pages.
-    pub fn huge_free_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
+    pub fn huge_free_frames(&self, visit: &mut dyn FnMut(Range<Gfn>)) -> Result<(), KernelError> {
         const WHAT: &str = "huge page pool";
         let layout = &self.profile.hugetlb;
         let (Some(size), Some(order), Some(free)) = (layout.size, layout.order, layout.free) else {

@@ -67,6 +67,8 @@ pub struct KeySet {
     /// Each `struct key`.
     pub keys: BTreeSet<Gva>,
     credentials: BTreeSet<Gva>,
+    /// Users, each with a namespace, whose own keyrings were looked at.
+    users: BTreeSet<(u32, Gva)>,
     left: u64,
 }
 
@@ -76,7 +78,7 @@ impl Kernel<'_> {
     pub fn no_keys(&self) -> KeySet {
         const KEYS_IN_FRAME: u64 = 32;
         let left = self.ram().layout().frame_limit().0.saturating_mul(KEYS_IN_FRAME);
-        KeySet { keys: BTreeSet::new(), credentials: BTreeSet::new(), left }
+        KeySet { keys: BTreeSet::new(), credentials: BTreeSet::new(), users: BTreeSet::new(), left }
     }
 
     /// Adds all keys that a process can reach through its keyrings.
@@ -108,6 +110,9 @@ impl Kernel<'_> {
             return Ok(());
         }
         let id = self.u32(user.wrapping_add(layout.user_id), "user")?;
+        if !found.users.insert((id, namespace)) {
+            return Ok(());
+        }
         // In a namespace users have other numbers: there each process is taken to reach all keyrings.
         let is_first = self.symbol("init_user_ns") == Some(namespace);
         let names = [format!("_uid.{id}"), format!("_uid_ses.{id}"), format!("_persistent.{id}")];

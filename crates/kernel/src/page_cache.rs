@@ -5,12 +5,16 @@ use crate::layout::layout;
 use crate::vmas::Vma;
 use crate::xarray::TOO_MANY;
 use crate::{Kernel, KernelError};
-use elision_memory::{Gfn, Gva};
+use elision_memory::{Budget, Gfn, Gva};
+use std::collections::BTreeSet;
 
 layout! {
     pub(crate) struct PageCacheLayout {
         head: offset("address_space", &["i_pages.xa_head"]),
         operations: offset("address_space", &["a_ops"]),
+        areas: offset("address_space", &["i_mmap.rb_root"]),
+        area_node: offset("vm_area_struct", &["shared.rb"]),
+        area_space: offset("vm_area_struct", &["vm_mm"]),
     }
 }
 
@@ -26,6 +30,23 @@ impl Kernel<'_> {
     pub fn file_mapping(&self, file: Gva) -> Result<Option<Gva>, KernelError> {
         let mapping = self.pointer(file.wrapping_add(self.profile.path.file_mapping), "open file")?;
         Ok((mapping.0 != 0).then_some(mapping))
+    }
+
+    /// The address spaces (`mm_struct`) that map a file, by the tree of its areas: what the kernel itself asks when it
+    /// takes a page of a file away. `areas_left` bounds the areas looked at, over all calls that share it.
+    pub fn spaces_that_map(&self, mapping: Gva, areas_left: &Budget) -> Result<BTreeSet<Gva>, KernelError> {
+        const WHAT: &str = "areas that map a file";
+        let layout = &self.profile.page_cache;
+        let mut spaces = BTreeSet::new();
+        self.for_each_in_tree(mapping.wrapping_add(layout.areas), WHAT, &mut |node| {
+            if !areas_left.take(1) {
+                return Err(KernelError::Torn { what: WHAT, at: mapping, why: TOO_MANY });
+            }
+            let area = Gva(node.0.wrapping_sub(layout.area_node));
+            spaces.insert(self.pointer(area.wrapping_add(layout.area_space), WHAT)?);
+            Ok(())
+        })?;
+        Ok(spaces)
     }
 
     /// Whether an open file consists of huge pages of hugetlbfs.

@@ -7,6 +7,7 @@ use crate::buddy::LIST_HEAD;
 use crate::layout::layout;
 use crate::{Kernel, KernelError};
 use elision_memory::Gfn;
+use std::ops::Range;
 
 layout! {
     pub(crate) struct PcpLayout {
@@ -25,8 +26,8 @@ const LIST_COUNT_LIMIT: u64 = 256;
 const SETS_IN_FRAME: u64 = 16;
 
 impl Kernel<'_> {
-    /// Frames on the per-CPU page lists of all CPUs.
-    pub fn per_cpu_free_frames(&self, visit: &mut dyn FnMut(Gfn)) -> Result<(), KernelError> {
+    /// Blocks of frames on the per-CPU page lists of all CPUs.
+    pub fn per_cpu_free_frames(&self, visit: &mut dyn FnMut(Range<Gfn>)) -> Result<(), KernelError> {
         const WHAT: &str = "per-CPU page list";
         let layout = &self.profile.pcp;
         let types = layout.types.unwrap_or(3).max(1);

@@ -103,8 +103,8 @@ impl Kernel<'_> {
         visit: &mut dyn FnMut(Gfn, SwapSlot) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
         let mut heads = Vec::new();
-        self.for_each_descriptor(&mut |gfn, raw| {
-            if self.profile.page.is_in_swap_cache(&raw) && self.head_of(gfn, &raw).ok() == Some(gfn) {
+        self.for_each_descriptor(|gfn, raw| {
+            if self.profile.page.is_in_swap_cache(raw) && self.head_of(gfn, raw).ok() == Some(gfn) {
                 heads.push((gfn, SwapSlot::of_entry(raw.u64(self.profile.swap.entry))));
             }
         });

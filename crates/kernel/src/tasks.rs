@@ -7,7 +7,9 @@
 
 use crate::layout::layout;
 use crate::{Kernel, KernelError};
-use elision_memory::Gva;
+use elision_memory::{Budget, Gva};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 layout! {
     pub(crate) struct TaskLayout {
@@ -39,6 +41,9 @@ const PF_EXITING: u32 = 0x0000_0004;
 const STACK_FRAMES: u64 = 4;
 /// `PID_MAX_LIMIT` of the kernel.
 const TASK_LIMIT: u64 = 1 << 22;
+const TOO_MANY: &str = "there are more tasks than the guest has room for";
+/// Processes that one thread looks at, which often have the same program and the same cgroup.
+const AT_ONCE: usize = 64;
 /// No kernel keeps more of a task's name.
 const COMM_LIMIT: usize = 64;
 
@@ -90,6 +95,13 @@ pub struct Process {
     pub threads: Vec<Thread>,
 }
 
+/// Paths that were told before: of programs by their `struct file`, and of cgroups.
+#[derive(Default)]
+struct Paths {
+    exes: BTreeMap<Gva, String>,
+    cgroups: BTreeMap<Gva, Option<String>>,
+}
+
 impl Kernel<'_> {
     /// All processes, in the kernel's own order, without the idle tasks.
     pub fn processes(&self) -> Result<Vec<Process>, KernelError> {
@@ -99,16 +111,27 @@ impl Kernel<'_> {
         let limit = (self.ram.layout().frame_limit().0 / STACK_FRAMES).min(TASK_LIMIT);
         let mut left = limit;
         self.for_each_in_list(head, "task list", &mut |at| {
-            left = spend(left, "task list", at)?;
+            left = left.checked_sub(1).ok_or(KernelError::Torn { what: "task list", at, why: TOO_MANY })?;
             leaders.push(Gva(at.0.wrapping_sub(layout.tasks)));
             Ok(())
         })?;
         // Forged processes may share one list of threads: their sum is bounded, not each list.
-        let mut left = limit;
-        leaders.into_iter().map(|leader| self.process(leader, &mut left)).collect()
+        let left = Budget::new(limit);
+        let parts: Vec<_> =
+            leaders.par_chunks(AT_ONCE).map(|leaders| self.some_processes(leaders, &left)).collect();
+        let mut processes = Vec::with_capacity(leaders.len());
+        for part in parts {
+            processes.extend(part?);
+        }
+        Ok(processes)
     }
 
-    fn process(&self, leader: Gva, left: &mut u64) -> Result<Process, KernelError> {
+    fn some_processes(&self, leaders: &[Gva], left: &Budget) -> Result<Vec<Process>, KernelError> {
+        let mut paths = Paths::default();
+        leaders.iter().map(|leader| self.process(*leader, left, &mut paths)).collect()
+    }
+
+    fn process(&self, leader: Gva, left: &Budget, paths: &mut Paths) -> Result<Process, KernelError> {
         const WHAT: &str = "task";
         let layout = &self.profile.task;
         let field = |offset: u64| leader.wrapping_add(offset);
@@ -124,9 +147,9 @@ impl Kernel<'_> {
             uid: self.u32(cred.wrapping_add(layout.uid), "credentials")?,
             gid: self.u32(cred.wrapping_add(layout.gid), "credentials")?,
             leader,
-            exe: mm.map(|mm| self.exe_path(mm)).transpose()?.flatten(),
+            exe: mm.map(|mm| self.exe_of(mm, paths)).transpose()?.flatten(),
             mm,
-            cgroup: self.cgroup_path(leader)?,
+            cgroup: self.cgroup_of(leader, paths)?,
             tty: self.controlling_tty(leader)?,
             kernel_thread: flags & PF_KTHREAD != 0,
             worker: flags & PF_WQ_WORKER != 0,
@@ -145,13 +168,35 @@ impl Kernel<'_> {
         Ok(None)
     }
 
-    fn threads(&self, leader: Gva, left: &mut u64) -> Result<Vec<Thread>, KernelError> {
+    fn exe_of(&self, mm: Gva, paths: &mut Paths) -> Result<Option<String>, KernelError> {
+        let Some(file) = self.exe_file(mm)? else { return Ok(None) };
+        if let Some(known) = paths.exes.get(&file) {
+            return Ok(Some(known.clone()));
+        }
+        let path = self.file_path(file)?;
+        paths.exes.insert(file, path.clone());
+        Ok(Some(path))
+    }
+
+    fn cgroup_of(&self, leader: Gva, paths: &mut Paths) -> Result<Option<String>, KernelError> {
+        let Some(cgroup) = self.default_cgroup(leader)? else { return Ok(None) };
+        if let Some(known) = paths.cgroups.get(&cgroup) {
+            return Ok(known.clone());
+        }
+        let path = self.path_of_cgroup(cgroup)?;
+        paths.cgroups.insert(cgroup, path.clone());
+        Ok(path)
+    }
+
+    fn threads(&self, leader: Gva, left: &Budget) -> Result<Vec<Thread>, KernelError> {
         let layout = &self.profile.task;
         let signal = self.pointer(leader.wrapping_add(layout.signal), "task")?;
         let head = signal.wrapping_add(layout.thread_head);
         let mut threads = Vec::new();
         self.for_each_in_list(head, "thread list", &mut |at| {
-            *left = spend(*left, "thread list", at)?;
+            if !left.take(1) {
+                return Err(KernelError::Torn { what: "thread list", at, why: TOO_MANY });
+            }
             threads.push(self.thread(Gva(at.0.wrapping_sub(layout.thread_node)))?);
             Ok(())
         })?;
@@ -172,11 +217,6 @@ impl Kernel<'_> {
             dead: is_set(layout.exit_state)?,
         })
     }
-}
-
-fn spend(left: u64, what: &'static str, at: Gva) -> Result<u64, KernelError> {
-    let why = "there are more tasks than the guest has room for";
-    left.checked_sub(1).ok_or(KernelError::Torn { what, at, why })
 }
 
 fn comm_len(told: u64) -> usize {

@@ -14,7 +14,7 @@ use crate::files::{CHARACTERS, REGULAR};
 use crate::layout::layout;
 use crate::tasks::Process;
 use crate::{FileKind, Kernel, KernelError, OpenFile};
-use elision_memory::Gva;
+use elision_memory::{Budget, Gva};
 
 layout! {
     pub(crate) struct TieLayout {
@@ -75,8 +75,8 @@ impl Kernel<'_> {
     pub fn for_each_tie(
         &self,
         process: &Process,
-        slots_left: &mut u64,
-        areas_left: &mut u64,
+        slots_left: &Budget,
+        areas_left: &Budget,
         visit: &mut dyn FnMut(Tie),
     ) -> Result<(), KernelError> {
         self.for_each_file(process, slots_left, &mut |file| {
@@ -93,11 +93,10 @@ impl Kernel<'_> {
         }
         let Some(mm) = process.mm.filter(|_| !process.kernel_thread) else { return Ok(()) };
         for area in self.vmas(self.mm(mm)?)? {
-            *areas_left = areas_left.checked_sub(1).ok_or(KernelError::Torn {
-                what: "VMA",
-                at: mm,
-                why: "there are more than the guest has room for",
-            })?;
+            if !areas_left.take(1) {
+                let why = "there are more than the guest has room for";
+                return Err(KernelError::Torn { what: "VMA", at: mm, why });
+            }
             let Some(file) = area.file else { continue };
             let inode = self.pointer(file.wrapping_add(self.profile.files.inode), WHAT)?;
             if let Some(of) = self.content_of(file, inode)? {

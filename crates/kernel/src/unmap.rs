@@ -53,12 +53,12 @@ impl Kernel<'_> {
         &self,
         mm: &Mm,
         pages: &BTreeSet<Gfn>,
-        budget: &mut Budget,
+        budget: &Budget,
         unmapping: &mut Unmapping,
     ) -> Result<(), KernelError> {
         let swap_areas = self.swap_areas()?;
         let (mut table, mut removed) = (Gpa(0), 0_u64);
-        mm.tables.walk_nodes(self.ram, mm.tables.user_range(), budget, &mut |node| {
+        mm.tables.walk_nodes(self.ram, mm.tables.user_range(), budget, |node| {
             let leaf = match node {
                 Node::Table(at) => {
                     table = at;

@@ -258,6 +258,11 @@ impl<'a> Kernel<'a> {
 
     pub(crate) fn u64(&self, gva: Gva, what: &'static str) -> Result<u64, KernelError> {
         if gva.0 % 8 == 0 {
+            // Most of what is read stands here, and looking once is enough.
+            let direct = gva.0.checked_sub(self.page_offset.0).and_then(|offset| self.ram.word(Gpa(offset)));
+            if let Some(word) = direct {
+                return Ok(word);
+            }
             let found = self.locate(gva).and_then(|(gpa, _)| self.ram.word(gpa));
             return found.ok_or(KernelError::Unreadable { at: gva, what });
         }

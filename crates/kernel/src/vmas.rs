@@ -160,11 +160,9 @@ impl Kernel<'_> {
         vma.file.map(|file| self.file_path(file)).transpose()
     }
 
-    pub(crate) fn exe_path(&self, mm: Gva) -> Result<Option<String>, KernelError> {
+    /// The program (`struct file`) that an address space was made for.
+    pub(crate) fn exe_file(&self, mm: Gva) -> Result<Option<Gva>, KernelError> {
         let file = self.pointer(mm.wrapping_add(self.profile.mm.exe_file), "address space")?;
-        if file.0 == 0 {
-            return Ok(None);
-        }
-        self.file_path(file).map(Some)
+        Ok((file.0 != 0).then_some(file))
     }
 }

@@ -2,7 +2,7 @@
 //! walk holds at whatever moment the guest is stopped.
 
 use elision_kernel::{FreeObject, Kernel, KernelError, ProfileCache};
-use elision_memory::{FileOffset, Gpa, Gva, Ram};
+use elision_memory::{Budget, FileOffset, Gpa, Gva, Ram};
 use elision_testbed::{Error, GuestOptions, Spawn, search, secret};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -99,11 +99,11 @@ fn compare(kernel: &Kernel<'_>) -> Result<(usize, usize), KernelError> {
     kernel.free_objects(&mut |object| twice = free.insert(object.at, object).or(twice))?;
     assert_eq!(twice, None, "an object is free twice");
     let mut live = BTreeSet::new();
-    let mut slots = 1 << 20;
+    let slots = Budget::new(1 << 20);
     for process in kernel.processes()? {
         live.extend(process.threads.iter().map(|thread| thread.task));
         live.extend(process.mm);
-        kernel.for_each_file(&process, &mut slots, &mut |file| {
+        kernel.for_each_file(&process, &slots, &mut |file| {
             let open = kernel.open_file(file)?;
             live.extend([file, open.inode, open.private]);
             Ok(())

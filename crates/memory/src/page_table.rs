@@ -10,6 +10,7 @@
 
 use crate::{Gpa, Gva, PAGE_SIZE, Ram};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
 const PRESENT: u64 = 1 << 0;
@@ -18,6 +19,9 @@ const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const ENTRIES: u64 = 512;
+/// Bytes of an entry, and of a line of the processor's cache.
+const ENTRY: usize = 8;
+const LINE: usize = 64;
 
 /// How much a leaf entry maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,20 +109,21 @@ pub struct Translation {
     pub user: bool,
 }
 
-/// How many page-table pages may still be read: the bound on walks over hostile tables.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget(u64);
+/// How many more steps walks over hostile memory may take, page-table pages read above all. Threads may share one.
+#[derive(Debug)]
+pub struct Budget(AtomicU64);
 
 impl Budget {
-    /// Room for `tables` reads of a table page.
+    /// Room for so many steps: for a walk over page tables, reads of a table page.
     #[must_use]
-    pub fn new(tables: u64) -> Self {
-        Self(tables)
+    pub fn new(steps: u64) -> Self {
+        Self(AtomicU64::new(steps))
     }
 
-    fn spend(&mut self) -> Result<(), WalkError> {
-        self.0 = self.0.checked_sub(1).ok_or(WalkError::Budget)?;
-        Ok(())
+    /// Takes `steps` of it. `false` if it has no more so many.
+    #[must_use]
+    pub fn take(&self, steps: u64) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(steps)).is_ok()
     }
 }
 
@@ -204,10 +209,10 @@ impl PageTables {
         &self,
         ram: &Ram,
         range: Range<Gva>,
-        budget: &mut Budget,
-        visit: &mut dyn FnMut(Leaf),
+        budget: &Budget,
+        mut visit: impl FnMut(Leaf),
     ) -> Result<(), WalkError> {
-        self.walk_nodes(ram, range, budget, &mut |node| {
+        self.walk_nodes(ram, range, budget, |node| {
             if let Node::Leaf(leaf) = node {
                 visit(leaf);
             }
@@ -219,11 +224,11 @@ impl PageTables {
         &self,
         ram: &Ram,
         range: Range<Gva>,
-        budget: &mut Budget,
-        visit: &mut dyn FnMut(Node),
+        budget: &Budget,
+        mut visit: impl FnMut(Node),
     ) -> Result<(), WalkError> {
         let at = Cursor { table: self.root, base: 0, writable: true };
-        self.walk_table(ram, at, self.top_level(), &range, budget, visit)
+        self.walk_table(ram, at, self.top_level(), &range, budget, &mut visit)
     }
 
     fn walk_table(
@@ -232,35 +237,45 @@ impl PageTables {
         at: Cursor,
         level: u32,
         range: &Range<Gva>,
-        budget: &mut Budget,
-        visit: &mut dyn FnMut(Node),
+        budget: &Budget,
+        visit: &mut impl FnMut(Node),
     ) -> Result<(), WalkError> {
-        budget.spend()?;
+        if !budget.take(1) {
+            return Err(WalkError::Budget);
+        }
         visit(Node::Table(at.table));
         let mut raw = [0; PAGE_SIZE];
-        ram.read(at.table, &mut raw).map_err(|_| WalkError::NotRam(at.table))?;
+        // Half of a top-level table is the kernel's, the same for all processes.
+        let is_users = level == self.top_level() && range.end <= self.user_range().end;
+        let used = if is_users { PAGE_SIZE / 2 } else { PAGE_SIZE };
+        let raw = &mut raw[..used];
+        ram.read(at.table, raw).map_err(|_| WalkError::NotRam(at.table))?;
         let shift = 12 + 9 * level;
-        for (index, bytes) in (0..ENTRIES).zip(raw.chunks_exact(8)) {
-            let mut word = [0; 8];
-            word.copy_from_slice(bytes);
-            let entry = u64::from_le_bytes(word);
-            if entry == 0 {
-                continue;
-            }
-            let start = self.canonical(at.base + (index << shift));
-            let last = start.0 + ((1 << shift) - 1);
-            if last < range.start.0 || start >= range.end {
-                continue;
-            }
-            let writable = at.writable && entry & WRITABLE != 0;
-            let leaf = level == 0 || (level <= 2 && (entry & LARGE != 0 || entry & PRESENT == 0));
-            if leaf {
-                let size = LeafSize::at_level(level);
-                visit(Node::Leaf(Leaf { gva: start, size, entry, writable_path: writable }));
-            } else if entry & PRESENT != 0 {
-                let table = Gpa(entry & ADDRESS);
-                let down = Cursor { table, base: at.base + (index << shift), writable };
-                self.walk_table(ram, down, level - 1, range, budget, visit)?;
+        // Most tables are empty for the most part.
+        let lines = (0..ENTRIES).step_by(LINE / ENTRY).zip(raw.chunks_exact(LINE));
+        for (first, line) in lines.filter(|(_, line)| line.iter().fold(0, |all, byte| all | byte) != 0) {
+            for (index, bytes) in (first..).zip(line.chunks_exact(ENTRY)) {
+                let mut word = [0; ENTRY];
+                word.copy_from_slice(bytes);
+                let entry = u64::from_le_bytes(word);
+                if entry == 0 {
+                    continue;
+                }
+                let start = self.canonical(at.base + (index << shift));
+                let last = start.0 + ((1 << shift) - 1);
+                if last < range.start.0 || start >= range.end {
+                    continue;
+                }
+                let writable = at.writable && entry & WRITABLE != 0;
+                let leaf = level == 0 || (level <= 2 && (entry & LARGE != 0 || entry & PRESENT == 0));
+                if leaf {
+                    let size = LeafSize::at_level(level);
+                    visit(Node::Leaf(Leaf { gva: start, size, entry, writable_path: writable }));
+                } else if entry & PRESENT != 0 {
+                    let table = Gpa(entry & ADDRESS);
+                    let down = Cursor { table, base: at.base + (index << shift), writable };
+                    self.walk_table(ram, down, level - 1, range, budget, visit)?;
+                }
             }
         }
         Ok(())
@@ -326,10 +341,10 @@ mod tests {
                 let t = pt.translate(&ram, Gva(gva + 0x123)).unwrap();
                 assert_eq!((t.gpa, t.size, t.writable, t.user), (Gpa(0x4000_0123), size, true, false));
                 let mut leaves = vec![];
-                pt.walk(&ram, pt.user_range(), &mut Budget::new(9), &mut |l| leaves.push(l)).unwrap();
+                pt.walk(&ram, pt.user_range(), &Budget::new(9), |l| leaves.push(l)).unwrap();
                 assert_eq!(leaves.len(), 1);
                 let mut nodes = vec![];
-                pt.walk_nodes(&ram, pt.user_range(), &mut Budget::new(9), &mut |n| nodes.push(n)).unwrap();
+                pt.walk_nodes(&ram, pt.user_range(), &Budget::new(9), |n| nodes.push(n)).unwrap();
                 let tables = if la57 { 5 } else { 4 } - level as usize;
                 assert_eq!(nodes.pop(), Some(Node::Leaf(leaves[0])));
                 assert_eq!(nodes, TABLE.map(Node::Table)[..tables]);
@@ -346,10 +361,9 @@ mod tests {
         let mut ram = ram();
         let pt = map(&mut ram, false, 0xffff_8880_0000_0000, 0, 0x7000 | PRESENT);
         let mut seen = vec![];
-        pt.walk(&ram, Gva(1 << 63)..Gva(u64::MAX), &mut Budget::new(9), &mut |l| seen.push(l.gva)).unwrap();
+        pt.walk(&ram, Gva(1 << 63)..Gva(u64::MAX), &Budget::new(9), |l| seen.push(l.gva)).unwrap();
         assert_eq!(seen, [Gva(0xffff_8880_0000_0000)]);
-        pt.walk(&ram, pt.user_range(), &mut Budget::new(9), &mut |l| panic!("{l:?} is not user memory"))
-            .unwrap();
+        pt.walk(&ram, pt.user_range(), &Budget::new(9), |l| panic!("{l:?} is not user memory")).unwrap();
     }
 
     #[test]
@@ -359,7 +373,7 @@ mod tests {
             set(&mut ram, TABLE[0], i, TABLE[0].0 | PRESENT);
         }
         let pt = PageTables::new(TABLE[0], true);
-        let end = pt.walk(&ram, pt.user_range(), &mut Budget::new(1000), &mut |_| {});
+        let end = pt.walk(&ram, pt.user_range(), &Budget::new(1000), &mut |_| {});
         assert_eq!(end, Err(WalkError::Budget));
     }
 
@@ -368,7 +382,7 @@ mod tests {
         let mut ram = ram();
         set(&mut ram, TABLE[0], 0, 0xdead_0000 | PRESENT);
         let pt = PageTables::new(TABLE[0], false);
-        let end = pt.walk(&ram, pt.user_range(), &mut Budget::new(1000), &mut |_| {});
+        let end = pt.walk(&ram, pt.user_range(), &Budget::new(1000), &mut |_| {});
         assert_eq!(end, Err(WalkError::NotRam(Gpa(0xdead_0000))));
         assert_eq!(pt.translate(&ram, Gva(0)), None);
     }
@@ -383,7 +397,7 @@ mod tests {
                 set(&mut ram, TABLE[usize::try_from(t).unwrap()], i, entry);
             }
             let pt = PageTables::new(TABLE[0], la57);
-            let _ = pt.walk(&ram, pt.user_range(), &mut Budget::new(3000), &mut |l| {
+            let _ = pt.walk(&ram, pt.user_range(), &Budget::new(3000), |l| {
                 if l.is_present() {
                     assert_eq!(pt.translate(&ram, l.gva).map(|t| (t.gpa, t.size)), Some((l.target(), l.size)));
                 }

@@ -9,6 +9,8 @@ use crate::{cached_files, idle_stacks, orphans};
 use elision_kernel::{Kernel, Process};
 use elision_memory::Gfn;
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Instant;
 
 /// How to plan.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +42,8 @@ pub fn plan(
     vcpus: &[VcpuState],
     options: Options,
 ) -> Result<Outcome, PlanError> {
+    let begin = Instant::now();
+    let done = |what| tracing::debug!(since_begin = ?begin.elapsed(), "{what}");
     let mut summary = PlanSummary::default();
     let vcpus = Vcpus::survey(kernel, vcpus)?;
     let live: Vec<&Process> = selection.excluded().filter(|p| p.threads.iter().any(|t| !t.dead)).collect();
@@ -58,13 +62,18 @@ pub fn plan(
     let excluded_tasks: BTreeSet<_> = live.iter().flat_map(|p| &p.threads).map(|t| t.task).collect();
     let actions = vcpus.actions(&excluded_tasks, &kept_fpus(kernel, selection), interrupt)?;
 
+    done("threads planned");
     let mut survey = FrameSurvey::new(kernel)?;
     survey.survey_processes(selection, &mut summary)?;
+    done("memory of processes surveyed");
     cached_files::survey(kernel, selection, &mut edits, &mut survey, options.best_effort)?;
     Channels::new(kernel, selection, &live, options, &mut edits, &mut survey)?.survey()?;
+    done("channels surveyed");
     survey.survey_swap(selection, &mut summary)?;
     survey.survey_free()?;
+    done("free memory surveyed");
     let census = kernel.census()?;
+    done("descriptors surveyed");
     orphans::survey(kernel, census.unmapped, selection, &mut survey.table, &mut summary)?;
     summary.dependents =
         selection.dependents.iter().map(|(pid, relation)| (*pid, relation.excluded)).collect();
@@ -89,9 +98,11 @@ pub fn plan(
     if let Some((edit, _)) = edited.clone().find(|(_, run)| run.owner.is_none()) {
         return Err(PlanError::Contradiction { gpa: edit.gpa.gfn().gpa() });
     }
-    if let Some(run) =
-        plan.late.iter().find(|run| (run.start.0..run.end.0).any(|f| plan.drop_of(Gfn(f)).is_some()))
-    {
+    let is_dropped = |run: &&Range<Gfn>| {
+        let behind = plan.drops.partition_point(|drop| drop.first.0 + drop.count <= run.start.0);
+        plan.drops.get(behind).is_some_and(|drop| drop.first < run.end)
+    };
+    if let Some(run) = plan.late.iter().find(is_dropped) {
         return Err(PlanError::Contradiction { gpa: run.start.gpa() });
     }
     let dropped: BTreeSet<Gfn> = edited.map(|(edit, _)| edit.gpa.gfn()).collect();
@@ -99,5 +110,6 @@ pub fn plan(
     for edit in &plan.edits {
         *plan.summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;
     }
+    done("assembled");
     Ok(Outcome { plan, vcpus: actions })
 }

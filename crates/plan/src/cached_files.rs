@@ -291,11 +291,11 @@ impl Survey<'_, '_, '_> {
         let spaces: BTreeSet<Gva> =
             selection.kept().filter(|p| !p.kernel_thread).filter_map(|p| p.mm).collect();
         let mut unmapping = Unmapping::default();
-        let mut budget = Budget::new(self.kernel.ram().layout().frame_limit().0);
+        let budget = Budget::new(self.kernel.ram().layout().frame_limit().0);
         for addr in spaces {
             let mm = self.kernel.mm(addr)?;
             let before = unmapping.entries();
-            self.kernel.find_mappings(&mm, &pages, &mut budget, &mut unmapping)?;
+            self.kernel.find_mappings(&mm, &pages, &budget, &mut unmapping)?;
             if mm.write_locked && unmapping.entries() > before {
                 let file = self.mapped.values().next().map(|(name, _)| name.clone()).unwrap_or_default();
                 return Err(PlanError::FileBusy {
@@ -365,7 +365,7 @@ fn mappings(
     frames: &mut FrameSurvey<'_, '_>,
 ) -> Result<BTreeSet<Gva>, PlanError> {
     let mut found = BTreeSet::new();
-    kernel.for_each_open_mapping(process, &mut frames.slots_left, &mut |mapping| {
+    kernel.for_each_open_mapping(process, &frames.slots_left, &mut |mapping| {
         found.insert(mapping);
     })?;
     for file in frames.mapped_files(process)? {

@@ -4,152 +4,34 @@
 //! lead to it and no kept process's do. Mapping counts in `struct page` are not used: newer kernels
 //! do not keep them for each page of a large folio.
 
+use crate::frame_table::{FrameTable, LargeLeaves, Mapper, lock};
 use crate::regions::Regions;
 use crate::swap::{self, Swapped};
-use crate::{DropReason, DropRun, PlanError, PlanSummary, Selection};
+use crate::{DropReason, PlanError, PlanSummary, Selection};
 use elision_kernel::{Entry, Kernel, KernelError, Mm, PageKind, Process, Pte, SwapSlot, Vma};
-use elision_memory::{Budget, Gfn, Gva, LeafSize};
+use elision_memory::{Budget, Gfn, Gva, WalkError};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-const ISA_HOLE: std::ops::Range<u64> = 0xa0..0x100; // video memory and ROMs are no free memory
+const ISA_HOLE: Range<u64> = 0xa0..0x100; // video memory and ROMs are no free memory
 
 /// No area is described in less than 128 bytes; a quarter of RAM full of file tables is more than enough.
 const AREAS_IN_FRAME: u64 = 32;
 const SLOTS_IN_FRAME: u64 = 128;
 
-/// One byte and one word for each frame.
-pub(crate) struct FrameTable {
-    reason: Vec<Option<DropReason>>,
-    /// Process id of an excluded user, 0 for none.
-    owner: Vec<u32>,
-    kept: Vec<bool>,
-    hugetlb: BTreeSet<Gfn>,
-}
-
-/// What maps a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Mapper {
-    /// A process that stays.
-    Kept,
-    /// Marked memory of a process that stays.
-    Marked,
-    /// An excluded process, on hugetlbfs or not.
-    Excluded { hugetlb: bool },
-}
-
-/// Large leaves already noted.
-pub(crate) type LargeLeaves = BTreeSet<(Gfn, LeafSize, Mapper)>;
-
 /// What stands in the way of leaving everything out.
 pub(crate) type Unaccounted = Vec<String>;
 
-impl FrameTable {
-    pub(crate) fn new(limit: Gfn) -> Self {
-        let n = usize::try_from(limit.0).unwrap_or(0);
-        Self { reason: vec![None; n], owner: vec![0; n], kept: vec![false; n], hugetlb: BTreeSet::new() }
-    }
-
-    pub(crate) fn set_owner(&mut self, gfn: Gfn, pid: u32) {
-        if let Some(owner) = index(gfn).and_then(|i| self.owner.get_mut(i)) {
-            if *owner == 0 {
-                *owner = pid;
-            }
-        }
-    }
-
-    pub(crate) fn keep(&mut self, gfn: Gfn) {
-        if let Some(kept) = index(gfn).and_then(|i| self.kept.get_mut(i)) {
-            *kept = true;
-        }
-    }
-
-    pub(crate) fn drop_frame(&mut self, gfn: Gfn, reason: DropReason) {
-        if let Some(slot) = index(gfn).and_then(|i| self.reason.get_mut(i)) {
-            slot.get_or_insert(reason);
-        }
-    }
-
-    /// The frames that a leaf maps. Those of a large one are given once, however many processes share
-    /// it: otherwise a few forged tables would lead to more frames than can ever be counted.
-    fn new_frames(
-        &self,
-        large: &mut LargeLeaves,
-        first: Gfn,
-        size: LeafSize,
-        mapper: Mapper,
-    ) -> impl Iterator<Item = Gfn> + use<> {
-        let limit = self.owner.len() as u64;
-        let is_new = first.0 < limit && (size == LeafSize::Size4K || large.insert((first, size, mapper)));
-        let end = if is_new { first.0.saturating_add(size.frames()).min(limit) } else { first.0 };
-        (first.0..end).map(Gfn)
-    }
-
-    pub(crate) fn is_dropped(&self, gfn: Gfn) -> bool {
-        index(gfn).and_then(|i| self.reason.get(i)).is_some_and(Option::is_some)
-    }
-
-    /// Whether a process that stays maps the frame.
-    pub(crate) fn is_kept(&self, gfn: Gfn) -> bool {
-        index(gfn).and_then(|i| self.kept.get(i)).copied().unwrap_or(true)
-    }
-
-    /// Whether any process maps the frame, as far as address spaces were looked at.
-    pub(crate) fn is_mapped(&self, gfn: Gfn) -> bool {
-        self.is_kept(gfn) || self.owner_of(gfn) != 0
-    }
-
-    /// An excluded process, or one that marked it, whose frame it is.
-    pub(crate) fn owner(&self, gfn: Gfn) -> Option<u32> {
-        Some(self.owner_of(gfn)).filter(|pid| *pid != 0)
-    }
-
-    fn owner_of(&self, gfn: Gfn) -> u32 {
-        index(gfn).and_then(|i| self.owner.get(i)).copied().unwrap_or(0)
-    }
-
-    /// What a process gave back of a large folio keeps its content as long as the folio lives, and is in
-    /// no page table.
-    pub(crate) fn drop_rest_of_folio(
-        &mut self,
-        kernel: &Kernel<'_>,
-        head: Gfn,
-        reason: DropReason,
-        owner: u32,
-    ) -> Result<(), PlanError> {
-        for frame in kernel.compound_frames(head)?.map(Gfn) {
-            if self.owner_of(frame) == 0 && !self.is_kept(frame) {
-                self.set_owner(frame, owner);
-                self.drop_frame(frame, reason);
-            }
-        }
-        Ok(())
-    }
-
-    /// The drops as runs, and their counts.
-    pub(crate) fn into_runs(self, summary: &mut PlanSummary) -> Vec<DropRun> {
-        let mut runs: Vec<DropRun> = Vec::new();
-        for ((frame, reason), owner) in (0_u64..).zip(self.reason).zip(self.owner) {
-            let Some(reason) = reason else { continue };
-            let owner = (owner != 0).then_some(owner);
-            *summary.dropped_frames.entry(reason).or_default() += 1;
-            if let Some(pid) = owner {
-                *summary.frames_by_owner.entry(pid).or_default() += 1;
-            }
-            match runs.last_mut() {
-                Some(run)
-                    if run.first.0 + run.count == frame && (run.reason, run.owner) == (reason, owner) =>
-                {
-                    run.count += 1;
-                }
-                _ => runs.push(DropRun { first: Gfn(frame), count: 1, reason, owner }),
-            }
-        }
-        runs
-    }
-}
-
-fn index(gfn: Gfn) -> Option<usize> {
-    usize::try_from(gfn.0).ok()
+/// What processes that stay share with excluded ones, as several threads find it: seldom anything, so that they are
+/// not in each other's way.
+#[derive(Default)]
+struct AlsoKept {
+    /// Shared memory objects that they have open.
+    mappings: Mutex<BTreeSet<Gva>>,
+    /// Runs of slots in swap.
+    slots: Mutex<BTreeSet<(SwapSlot, u64)>>,
 }
 
 /// Shared memory objects, by their page cache, with an excluded process that maps each.
@@ -162,11 +44,11 @@ pub(crate) struct FrameSurvey<'a, 'k> {
     pub(crate) kernel: &'a Kernel<'k>,
     pub(crate) table: FrameTable,
     budget: Budget,
-    large: LargeLeaves,
+    large: Mutex<LargeLeaves>,
     /// Areas, file table slots and page cache entries that may still be looked at: a guest has no
     /// more than fit into its RAM, and forged ones that lead to the same memory again and again end here.
-    areas_left: u64,
-    pub(crate) slots_left: u64,
+    areas_left: Budget,
+    pub(crate) slots_left: Budget,
     pub(crate) cached_left: u64,
     swap_areas: u32,
     swapped: Swapped,
@@ -182,9 +64,9 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             // A table page belongs to one address space: a guest cannot have more than it has frames.
             // Tables that hugetlbfs shares are few beside the frames that they lead to.
             budget: Budget::new(limit.0),
-            large: BTreeSet::new(),
-            areas_left: limit.0.saturating_mul(AREAS_IN_FRAME),
-            slots_left: limit.0.saturating_mul(SLOTS_IN_FRAME),
+            large: Mutex::default(),
+            areas_left: Budget::new(limit.0.saturating_mul(AREAS_IN_FRAME)),
+            slots_left: Budget::new(limit.0.saturating_mul(SLOTS_IN_FRAME)),
             cached_left: limit.0.saturating_mul(2),
             swap_areas: kernel.swap_areas()?,
             swapped: Swapped::new(limit),
@@ -208,7 +90,8 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 }
             }
         }
-        let mut seen = BTreeSet::new();
+        let is_asked = !(spaces.is_empty() && regions.is_empty() && selection.files.is_empty());
+        let (mut seen, mut kept) = (BTreeSet::new(), Vec::new());
         for process in selection.kept() {
             let Some(addr) = process.mm.filter(|_| !process.kernel_thread) else { continue };
             if let Some(pid) = spaces.get(&addr) {
@@ -217,16 +100,31 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                     process.pid, process.comm
                 ));
             }
-            if seen.insert(addr) && !(spaces.is_empty() && regions.is_empty() && selection.files.is_empty()) {
-                self.kept_space(process, addr, &mut shared, &mut regions)?;
+            let is_first = seen.insert(addr);
+            kept.push((process, Some(addr).filter(|_| is_first && is_asked)));
+        }
+        let also = AlsoKept::default();
+        let looked: Vec<Result<(), PlanError>> = kept
+            .par_iter()
+            .map(|(process, space)| self.kept_process(process, *space, &shared, &regions, &also))
+            .collect();
+        looked.into_iter().collect::<Result<(), _>>()?; // the first error, whichever thread was faster
+        for (first, pages) in owned(also.slots) {
+            self.swapped.keep(first, pages);
+        }
+        for mapping in owned(also.mappings) {
+            shared.excluded.remove(&mapping);
+        }
+        for mapping in shared.excluded.keys().copied().collect::<Vec<_>>() {
+            if !self.kernel.spaces_that_map(mapping, &self.areas_left)?.is_disjoint(&seen) {
+                shared.excluded.remove(&mapping);
             }
-            regions.open_files(self.kernel, process, &mut self.slots_left)?;
-            if !shared.excluded.is_empty() {
-                let slots_left = &mut self.slots_left;
-                self.kernel.for_each_open_mapping(process, slots_left, &mut |mapping| {
-                    shared.excluded.remove(&mapping);
-                })?;
+        }
+        for (process, space) in kept {
+            if let Some(addr) = space {
+                self.marked_space(process, addr, &mut regions)?;
             }
+            regions.open_files(self.kernel, process, &self.slots_left)?;
         }
         regions.drop_marked(self, summary)?;
         self.drop_shared_objects(&shared)?;
@@ -252,23 +150,29 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             }
         }
         let mut moving = false;
-        let mut swapped = std::mem::take(&mut self.swapped);
-        let walked = self.walk(mm, &mut |table, large, gva, entry| match entry.pte {
-            Pte::Memory(gpa) => {
-                let hugetlb = is_hugetlb(&vmas, gva);
-                for gfn in table.new_frames(large, gpa.gfn(), entry.size, Mapper::Excluded { hugetlb }) {
-                    table.set_owner(gfn, pid);
-                    if hugetlb {
-                        table.hugetlb.insert(gfn);
+        let Self { table, large, budget, swap_areas, swapped, .. } = self;
+        mm.tables
+            .walk(kernel.ram(), mm.tables.user_range(), budget, |leaf| {
+                let entry = Entry::of(leaf, *swap_areas);
+                match entry.pte {
+                    Pte::Memory(gpa) => {
+                        let hugetlb = is_hugetlb(&vmas, leaf.gva);
+                        let mapper = Mapper::Excluded { hugetlb };
+                        for gfn in table.new_frames(large, gpa.gfn(), entry.size, mapper) {
+                            table.set_owner(gfn, pid);
+                            if hugetlb {
+                                table.mark_huge(gfn);
+                            }
+                        }
                     }
+                    Pte::Swap { area, slot } => {
+                        swapped.note(SwapSlot { area, slot }, entry.size.frames(), pid);
+                    }
+                    Pte::Marker => {}
+                    Pte::Special(_) => moving = true,
                 }
-            }
-            Pte::Swap { area, slot } => swapped.note(SwapSlot { area, slot }, entry.size.frames(), pid),
-            Pte::Marker => {}
-            Pte::Special(_) => moving = true,
-        });
-        self.swapped = swapped;
-        walked?;
+            })
+            .map_err(KernelError::from)?;
         if moving {
             let what = "a page of it is being moved";
             return Err(PlanError::Busy { pid, comm: process.comm.clone(), what });
@@ -276,79 +180,103 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         Ok(())
     }
 
-    fn kept_space(
+    /// Keeps what a process has that stays, and finds out what it shares with excluded ones. Several threads do this at
+    /// once, each for other processes. Marked memory is looked at by [`FrameSurvey::marked_space`].
+    fn kept_process(
+        &self,
+        process: &Process,
+        space: Option<Gva>,
+        shared: &SharedObjects,
+        regions: &Regions<'_>,
+        also: &AlsoKept,
+    ) -> Result<(), PlanError> {
+        if !shared.excluded.is_empty() {
+            self.kernel.for_each_open_mapping(process, &self.slots_left, &mut |mapping| {
+                if shared.excluded.contains_key(&mapping) {
+                    lock(&also.mappings).insert(mapping);
+                }
+            })?;
+        }
+        let Some(addr) = space.filter(|addr| !regions.are_marked_by(*addr)) else { return Ok(()) };
+        self.walk(self.kernel.mm(addr)?, |_, entry| match entry.pte {
+            Pte::Memory(gpa) => {
+                let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Kept);
+                frames.for_each(|gfn| self.table.keep(gfn));
+            }
+            Pte::Swap { area, slot } => {
+                let (first, pages) = (SwapSlot { area, slot }, entry.size.frames());
+                if self.swapped.has(first, pages) {
+                    lock(&also.slots).insert((first, pages));
+                }
+            }
+            Pte::Marker | Pte::Special(_) => {}
+        })
+    }
+
+    /// The same for an address space some areas of which may be marked.
+    fn marked_space(
         &mut self,
         process: &Process,
         addr: Gva,
-        shared: &mut SharedObjects,
         regions: &mut Regions<'_>,
     ) -> Result<(), PlanError> {
-        let mm = self.kernel.mm(addr)?;
-        let areas = if shared.excluded.is_empty() && regions.is_empty() { vec![] } else { self.areas(mm)? };
-        if !shared.excluded.is_empty() {
-            for vma in &areas {
-                if let Some(mapping) = self.kernel.vma_mapping(vma)? {
-                    shared.excluded.remove(&mapping);
-                }
-            }
+        if !regions.are_marked_by(addr) {
+            return Ok(());
         }
-        let marked = regions.marked_areas(self.kernel, addr, &areas)?;
+        let mm = self.kernel.mm(addr)?;
+        let Some(marked) = regions.marked_areas(self.kernel, addr, &self.areas(mm)?)? else { return Ok(()) };
         let busy = |what| PlanError::Busy { pid: process.pid, comm: process.comm.clone(), what };
-        if marked.is_some() && mm.write_locked {
+        if mm.write_locked {
             return Err(busy("its address space is being changed"));
         }
-        let mut moving = false;
-        let mut swapped = std::mem::take(&mut self.swapped);
-        let walked = self.walk(mm, &mut |table, large, gva, entry| {
+        let (mut moving, mut kept_slots) = (false, BTreeSet::new());
+        self.walk(mm, |gva, entry| {
             if let Pte::Swap { area, slot } = entry.pte {
-                swapped.keep(SwapSlot { area, slot }, entry.size.frames());
+                let (first, pages) = (SwapSlot { area, slot }, entry.size.frames());
+                if self.swapped.has(first, pages) {
+                    kept_slots.insert((first, pages));
+                }
             }
-            let mark = marked.as_ref().and_then(|marked| Some((marked.pid, marked.at(gva)?)));
-            match (entry.pte, mark) {
+            match (entry.pte, marked.at(gva)) {
                 (Pte::Memory(gpa), None) => {
-                    let frames = table.new_frames(large, gpa.gfn(), entry.size, Mapper::Kept);
-                    frames.for_each(|gfn| table.keep(gfn));
+                    let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Kept);
+                    frames.for_each(|gfn| self.table.keep(gfn));
                 }
-                (Pte::Memory(gpa), Some((pid, hugetlb))) => {
-                    let frames = table.new_frames(large, gpa.gfn(), entry.size, Mapper::Marked);
-                    frames.for_each(|gfn| regions.mark(gfn, pid, hugetlb));
+                (Pte::Memory(gpa), Some(hugetlb)) => {
+                    let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Marked);
+                    frames.for_each(|gfn| regions.mark(gfn, marked.pid, hugetlb));
                 }
-                (Pte::Swap { .. }, Some((pid, _))) => regions.swapped(pid, entry.size.frames()),
+                (Pte::Swap { .. }, Some(_)) => regions.swapped(marked.pid, entry.size.frames()),
                 (Pte::Special(_), Some(_)) => moving = true,
                 _ => {}
             }
-        });
-        self.swapped = swapped;
-        walked?;
+        })?;
+        kept_slots.into_iter().for_each(|(first, pages)| self.swapped.keep(first, pages));
         if moving { Err(busy("a page of it is being moved")) } else { Ok(()) }
     }
 
     /// The files that a process maps.
-    pub(crate) fn mapped_files(&mut self, process: &Process) -> Result<BTreeSet<Gva>, PlanError> {
+    pub(crate) fn mapped_files(&self, process: &Process) -> Result<BTreeSet<Gva>, PlanError> {
         let Some(addr) = process.mm.filter(|_| !process.kernel_thread) else { return Ok(BTreeSet::new()) };
         let areas = self.areas(self.kernel.mm(addr)?)?;
         Ok(areas.into_iter().filter_map(|area| area.file).collect())
     }
 
-    fn areas(&mut self, mm: Mm) -> Result<Vec<Vma>, PlanError> {
+    fn areas(&self, mm: Mm) -> Result<Vec<Vma>, PlanError> {
         let vmas = self.kernel.vmas(mm)?;
-        let torn =
-            KernelError::Torn { what: "VMA", at: mm.addr, why: "there are more than the guest has room for" };
-        self.areas_left = self.areas_left.checked_sub(vmas.len() as u64).ok_or(torn)?;
-        Ok(vmas)
+        if self.areas_left.take(vmas.len() as u64) {
+            return Ok(vmas);
+        }
+        let why = "there are more than the guest has room for";
+        Err(KernelError::Torn { what: "VMA", at: mm.addr, why }.into())
     }
 
-    fn walk(
-        &mut self,
-        mm: Mm,
-        visit: &mut dyn FnMut(&mut FrameTable, &mut LargeLeaves, Gva, Entry),
-    ) -> Result<(), PlanError> {
-        let Self { kernel, table, large, budget, swap_areas, .. } = self;
-        mm.tables
-            .walk(kernel.ram(), mm.tables.user_range(), budget, &mut |leaf| {
-                visit(table, large, leaf.gva, Entry::of(leaf, *swap_areas));
-            })
-            .map_err(|error| KernelError::from(error).into())
+    fn walk(&self, mm: Mm, mut visit: impl FnMut(Gva, Entry)) -> Result<(), PlanError> {
+        let walked: Result<(), WalkError> =
+            mm.tables.walk(self.kernel.ram(), mm.tables.user_range(), &self.budget, |leaf| {
+                visit(leaf.gva, Entry::of(leaf, self.swap_areas));
+            });
+        walked.map_err(|error| KernelError::from(error).into())
     }
 
     /// Objects that only excluded processes map or have open, with all their pages, mapped or not.
@@ -386,8 +314,8 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
 
     fn decide(&mut self, summary: &mut PlanSummary) -> Result<(), PlanError> {
         let mut folios = BTreeSet::new();
-        for frame in (0..self.kernel.ram().layout().frame_limit().0).map(Gfn) {
-            if self.table.owner_of(frame) == 0 || self.table.is_dropped(frame) {
+        for frame in self.table.owned() {
+            if self.table.is_dropped(frame) {
                 continue;
             }
             let mut stays = |what: &str| *summary.kept_frames.entry(what.to_owned()).or_default() += 1;
@@ -398,7 +326,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             let page = self.kernel.page(frame)?;
             match page.kind {
                 PageKind::Anonymous | PageKind::Merged => {
-                    let huge = self.table.hugetlb.contains(&frame);
+                    let huge = self.table.is_huge(frame);
                     let reason = if huge { DropReason::HugeTlb } else { DropReason::Anonymous };
                     self.table.drop_frame(frame, reason);
                     if folios.insert(page.head) {
@@ -431,17 +359,21 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
     /// Everything that belongs to nobody.
     pub(crate) fn survey_free(&mut self) -> Result<(), PlanError> {
         let Self { kernel, table, .. } = self;
-        let mut free = |reason, gfn: Gfn| {
-            if !ISA_HOLE.contains(&gfn.0) {
-                table.drop_frame(gfn, reason);
-            }
+        let mut free = |reason, block: Range<Gfn>| {
+            let (before, behind) = (block.end.min(Gfn(ISA_HOLE.start)), block.start.max(Gfn(ISA_HOLE.end)));
+            table.drop_frames(block.start..before, reason);
+            table.drop_frames(behind..block.end, reason);
         };
-        kernel.buddy_frames(&mut |gfn| free(DropReason::Free, gfn))?;
-        kernel.per_cpu_free_frames(&mut |gfn| free(DropReason::FreePerCpu, gfn))?;
-        kernel.huge_free_frames(&mut |gfn| free(DropReason::FreeHuge, gfn))?;
-        kernel.dead_batch_frames(&mut |gfn| free(DropReason::DeadInBatch, gfn))?;
+        kernel.buddy_frames(&mut |block| free(DropReason::Free, block))?;
+        kernel.per_cpu_free_frames(&mut |block| free(DropReason::FreePerCpu, block))?;
+        kernel.huge_free_frames(&mut |block| free(DropReason::FreeHuge, block))?;
+        kernel.dead_batch_frames(&mut |block| free(DropReason::DeadInBatch, block))?;
         Ok(())
     }
+}
+
+fn owned<T>(mutex: Mutex<T>) -> T {
+    mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_hugetlb(vmas: &[Vma], gva: Gva) -> bool {

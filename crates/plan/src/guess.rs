@@ -1,6 +1,6 @@
 //! What a plan is going to drop for the most part, found in a VM that runs on.
 
-use crate::frames::FrameTable;
+use crate::frame_table::FrameTable;
 use crate::{DropReason, Plan};
 use elision_kernel::{Kernel, KernelError};
 
@@ -8,7 +8,7 @@ use elision_kernel::{Kernel, KernelError};
 /// of the VM may take, and no more.
 pub fn guess(kernel: &Kernel<'_>) -> Result<Plan, KernelError> {
     let mut table = FrameTable::new(kernel.ram().layout().frame_limit());
-    kernel.buddy_frames(&mut |gfn| table.drop_frame(gfn, DropReason::Free))?;
+    kernel.buddy_frames(&mut |block| table.drop_frames(block, DropReason::Free))?;
     let mut plan = Plan::default();
     plan.drops = table.into_runs(&mut plan.summary);
     Ok(plan)

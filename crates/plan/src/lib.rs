@@ -9,6 +9,7 @@ mod cached_files;
 mod channels;
 mod entry;
 mod error;
+mod frame_table;
 mod frames;
 mod free_objects;
 mod guess;

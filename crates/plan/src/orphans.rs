@@ -9,7 +9,7 @@
 //!
 //! Everything else stays and is counted. Pages in pipes and sockets of excluded processes are cleared there.
 
-use crate::frames::FrameTable;
+use crate::frame_table::FrameTable;
 use crate::{DropReason, PlanError, PlanSummary, Selection};
 use elision_kernel::{Kernel, Unmapped};
 use elision_memory::Gva;

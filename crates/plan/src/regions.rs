@@ -10,11 +10,12 @@
 //! disk. Pages of files and of the kernel in marked areas stay. What the process has of the data elsewhere
 //! (registers, stacks, pipes) is not marked, and stays.
 
-use crate::frames::{FrameSurvey, FrameTable};
+use crate::frame_table::FrameTable;
+use crate::frames::FrameSurvey;
 use crate::select::Arguments;
 use crate::{DropReason, PlanError, PlanSummary};
 use elision_kernel::{Kernel, PageKind, Process, Vma};
-use elision_memory::{Gfn, Gva, PAGE_SIZE};
+use elision_memory::{Budget, Gfn, Gva, PAGE_SIZE};
 use elision_policy::{Policy, Region};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -53,6 +54,8 @@ pub(crate) struct Regions<'s> {
     rules: &'s [RegionRule],
     processes: &'s [Process],
     matched: BTreeSet<usize>,
+    /// Address spaces in which marks may count, each with a process that they are of.
+    spaces: BTreeMap<Gva, u32>,
     /// Marked frames by their mappings: of which process, and whether on hugetlbfs.
     frames: BTreeMap<Gfn, (u32, bool)>,
     /// Whole objects, each with a process, and whether on hugetlbfs.
@@ -84,10 +87,14 @@ impl MarkedAreas {
 
 impl<'s> Regions<'s> {
     pub(crate) fn new(rules: &'s [RegionRule], processes: &'s [Process]) -> Self {
+        let is_meant = |pid: u32| rules.iter().any(|rule| rule.pids.contains(&pid));
+        let marking = processes.iter().rev().filter(|process| is_meant(process.pid));
         Self {
             rules,
             processes,
             matched: BTreeSet::new(),
+            // Of those that share one, the first.
+            spaces: marking.filter_map(|process| Some((process.mm?, process.pid))).collect(),
             frames: BTreeMap::new(),
             objects: BTreeMap::new(),
             parts: BTreeMap::new(),
@@ -106,10 +113,9 @@ impl<'s> Regions<'s> {
         rules.filter(move |(_, rule)| rule.pids.contains(&pid)).map(|(i, rule)| (i, rule.region))
     }
 
-    /// A process, with the processes that share its address space, of which a mark counts.
-    fn marking_pid(&self, addr: Gva) -> Option<u32> {
-        let mut sharing = self.processes.iter().filter(|process| process.mm == Some(addr));
-        sharing.find(|process| self.rules_for(process.pid).next().is_some()).map(|process| process.pid)
+    /// Whether marks count in an address space.
+    pub(crate) fn are_marked_by(&self, addr: Gva) -> bool {
+        self.spaces.contains_key(&addr)
     }
 
     /// The marked ones of an address space's areas. Whole objects behind them are noted.
@@ -119,7 +125,7 @@ impl<'s> Regions<'s> {
         addr: Gva,
         areas: &[Vma],
     ) -> Result<Option<MarkedAreas>, PlanError> {
-        let Some(pid) = self.marking_pid(addr) else { return Ok(None) };
+        let Some(&pid) = self.spaces.get(&addr) else { return Ok(None) };
         let mut marked = Vec::new();
         for vma in areas {
             let mut is_marked = false;
@@ -175,7 +181,7 @@ impl<'s> Regions<'s> {
         &mut self,
         kernel: &Kernel<'_>,
         process: &Process,
-        slots_left: &mut u64,
+        slots_left: &Budget,
     ) -> Result<(), PlanError> {
         let wanted: Vec<_> = self.rules_for(process.pid).collect();
         if wanted.is_empty() {

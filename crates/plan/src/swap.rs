@@ -12,7 +12,8 @@
 //! last page that each CPU compressed stands in buffers that are not found.
 //! What is stored there is counted.
 
-use crate::frames::{FrameTable, Unaccounted};
+use crate::frame_table::FrameTable;
+use crate::frames::Unaccounted;
 use crate::{DropReason, PlanError, PlanSummary};
 use elision_kernel::{Kernel, KernelError, Process, SwapSlot};
 use elision_memory::{Gfn, PAGE_SIZE};
@@ -49,6 +50,11 @@ impl Swapped {
         while let Some(slot) = self.slots.range(first..first.plus(pages)).next().map(|(slot, _)| *slot) {
             self.slots.remove(&slot);
         }
+    }
+
+    /// Whether an excluded process has one of them.
+    pub(crate) fn has(&self, first: SwapSlot, pages: u64) -> bool {
+        self.slots.range(first..first.plus(pages)).next().is_some()
     }
 
     /// Drops pages in the swap cache, and tells what cannot be left out.

@@ -3,6 +3,7 @@
 use crate::{Change, Edit, EditReason, Owner, PlanError, Selection};
 use elision_kernel::{Kernel, Process, WordEdit};
 use elision_memory::{Gpa, Gva};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -59,15 +60,22 @@ impl<'a, 'k> Edits<'a, 'k> {
 
     /// Clears what calls that returned have left on the stacks of all sleeping threads.
     pub(crate) fn dead_stacks(&mut self, selection: &Selection) -> Result<(), PlanError> {
-        for process in &selection.processes {
+        let kernel = self.kernel;
+        let clear = |process: &Process| {
+            let mut edits = Edits::new(kernel);
             let owner = selection.excluded.contains(&process.pid).then_some(process.pid);
             for thread in process.threads.iter().filter(|t| !t.on_cpu && !t.dead) {
-                if let Some(stack) = self.kernel.stack(thread)? {
-                    self.zero(stack.dead(), EditReason::DeadStack, owner)?;
+                if let Some(stack) = kernel.stack(thread)? {
+                    edits.zero(stack.dead(), EditReason::DeadStack, owner)?;
                 }
             }
-        }
-        Ok(())
+            Ok::<_, PlanError>(edits.list)
+        };
+        let found: Vec<_> = selection.processes.par_iter().map(clear).collect();
+        found.into_iter().try_for_each(|edits| {
+            self.list.extend(edits?);
+            Ok(())
+        })
     }
 
     /// Clears an excluded process's registers and makes SIGKILL pending for each thread.
@@ -111,7 +119,7 @@ impl<'a, 'k> Edits<'a, 'k> {
 
     /// The edits by frame, in each frame in order of application.
     pub(crate) fn into_sorted(mut self) -> Vec<Edit> {
-        self.list.sort_by_key(|edit| edit.gpa.gfn());
+        self.list.par_sort_by_key(|edit| edit.gpa.gfn());
         self.list
     }
 }

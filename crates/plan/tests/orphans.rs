@@ -106,15 +106,16 @@ fn entry_of(kernel: &Kernel<'_>, pid: i32, gva: Gva) -> (Gpa, Gfn) {
     let process = processes.iter().find(|p| i64::from(p.pid) == i64::from(pid)).expect("the process");
     let mm = kernel.mm(process.mm.expect("memory")).expect("its memory");
     let (mut table, mut found) = (Gpa(0), None);
-    let walk = mm.tables.walk_nodes(
-        kernel.ram(),
-        gva..gva.wrapping_add(4096),
-        &mut Budget::new(1000),
-        &mut |node| match node {
-            Node::Table(at) => table = at,
-            Node::Leaf(leaf) => found = found.or(Some((table, leaf.target().gfn()))),
-        },
-    );
+    let walk =
+        mm.tables.walk_nodes(
+            kernel.ram(),
+            gva..gva.wrapping_add(4096),
+            &Budget::new(1000),
+            |node| match node {
+                Node::Table(at) => table = at,
+                Node::Leaf(leaf) => found = found.or(Some((table, leaf.target().gfn()))),
+            },
+        );
     walk.expect("page tables");
     let (table, gfn) = found.expect("an entry");
     (Gpa(table.0 + 8 * (gva.0 >> 12 & 511)), gfn)

@@ -3,8 +3,14 @@
 use super::orphans::Unmapped;
 use crate::page::PageType;
 use crate::{Kernel, KernelError};
-use elision_memory::Gfn;
+use elision_memory::{Gfn, RamRegion};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::Range;
+
+/// Frames of which one thread looks at the descriptors. The largest block of the buddy allocator, and so the largest slab,
+/// is 1024 frames, aligned to its size: none crosses a multiple of this.
+const CHUNK: u64 = 1 << 14;
 
 /// What planning must know of frames that no walk leads to.
 #[derive(Clone, Debug, Default)]
@@ -16,26 +22,73 @@ pub struct Census {
 }
 
 impl Kernel<'_> {
-    /// Looks at every descriptor once.
+    /// Looks at every descriptor once, with all processors.
     pub fn census(&self) -> Result<Census, KernelError> {
-        let layout = &self.profile.page;
         let batched = self.batch_references()?;
+        let chunks: Vec<Range<Gfn>> = self.ram.layout().regions().iter().flat_map(chunks_of).collect();
+        let parts: Vec<Census> = chunks.par_iter().map(|frames| self.census_of(frames, &batched)).collect();
+        let mut census = Census::default();
+        for Census { slabs, unmapped } in parts {
+            for run in slabs {
+                match census.slabs.last_mut() {
+                    Some(last) if last.end == run.start => last.end = run.end,
+                    _ => census.slabs.push(run),
+                }
+            }
+            census.unmapped.extend(unmapped);
+        }
+        Ok(census)
+    }
+
+    fn census_of(&self, frames: &Range<Gfn>, batched: &BTreeMap<Gfn, u32>) -> Census {
+        let layout = &self.profile.page;
         let mut census = Census::default();
         let mut slab = None;
-        self.for_each_descriptor(&mut |gfn, raw| {
-            let head = self.head_of(gfn, &raw).ok();
+        self.descriptors_of(frames, |gfn, raw| {
+            let head = self.head_of(gfn, raw).ok();
             if head == Some(gfn) {
-                slab = Some(gfn).filter(|_| layout.page_type(&raw) == Some(PageType::Slab));
+                slab = Some(gfn).filter(|_| layout.page_type(raw) == Some(PageType::Slab));
             }
             if slab.is_some() && head == slab {
                 match census.slabs.last_mut() {
                     Some(run) if run.end == gfn => run.end = Gfn(gfn.0 + 1),
                     _ => census.slabs.push(gfn..Gfn(gfn.0 + 1)),
                 }
-            } else {
-                census.unmapped.extend(self.unmapped(gfn, &raw, &batched));
+            } else if head == Some(gfn) {
+                census.unmapped.extend(self.unmapped(gfn, raw, batched));
             }
         });
-        Ok(census)
+        census
+    }
+}
+
+/// A piece of RAM, cut at multiples of [`CHUNK`].
+fn chunks_of(region: &RamRegion) -> impl Iterator<Item = Range<Gfn>> + use<> {
+    let (first, end) = (region.gpa.gfn().0, region.gpa.wrapping_add(region.len).gfn().0);
+    (first / CHUNK..end.div_ceil(CHUNK)).map(move |i| {
+        let start = i * CHUNK;
+        Gfn(start.max(first))..Gfn((start + CHUNK).min(end))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use elision_memory::{FileOffset, Gpa};
+
+    #[test]
+    fn chunks_cover_a_region_once() {
+        const PAGE: u64 = 4096;
+        for (first, frames) in [(0, 1), (0, CHUNK), (0, 3 * CHUNK + 7), (5, 2 * CHUNK), (CHUNK - 1, 2)] {
+            let region = RamRegion { gpa: Gpa(first * PAGE), len: frames * PAGE, offset: FileOffset(0) };
+            let chunks: Vec<_> = chunks_of(&region).collect();
+            let mut at = first;
+            for chunk in &chunks {
+                assert_eq!(chunk.start.0, at);
+                assert!(chunk.start < chunk.end && (chunk.end.0 - 1) / CHUNK == chunk.start.0 / CHUNK);
+                at = chunk.end.0;
+            }
+            assert_eq!(at, first + frames);
+        }
     }
 }

@@ -42,7 +42,7 @@ pub struct Unmapped {
 }
 
 impl Kernel<'_> {
-    /// The frame as an unmapped page, if it is one. Pages of the swap cache are not, nor those that are locked
+    /// The frame as an unmapped page, if it is one; no tail of a compound page is asked for. Pages of the swap cache are not, nor those that are locked
     /// or being written, which somebody works on.
     pub(super) fn unmapped(&self, gfn: Gfn, raw: &Raw, batched: &BTreeMap<Gfn, u32>) -> Option<Unmapped> {
         let layout = &self.profile.page;
@@ -52,8 +52,7 @@ impl Kernel<'_> {
             && layout.kind(raw) == PageKind::Anonymous
             && layout.page_type(raw).is_none()
             && !layout.is_compound(raw)
-            && !layout.is_busy(raw)
-            && self.head_of(gfn, raw).is_ok_and(|head| head == gfn);
+            && !layout.is_busy(raw);
         let in_batches = batched.get(&gfn).copied().unwrap_or(0);
         is_one.then(|| Unmapped {
             gfn,

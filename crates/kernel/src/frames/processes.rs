@@ -14,7 +14,7 @@ impl FrameScan {
         let limit = kernel.ram.layout().frame_limit().0;
         let swap_areas = kernel.swap_areas()?;
         let (mut spaces, mut large) = (BTreeSet::new(), BTreeSet::new());
-        let mut budget = Budget::new(limit);
+        let budget = Budget::new(limit);
         for process in processes {
             self.note_stacks(kernel, process);
             let Some(addr) = process.mm.filter(|addr| spaces.insert(*addr)) else { continue };
@@ -25,30 +25,25 @@ impl FrameScan {
                 self.set(pair, FrameKind::PageTable);
                 self.own(pair, pid);
             }
-            mm.tables.walk_nodes(
-                kernel.ram,
-                mm.tables.user_range(),
-                &mut budget,
-                &mut |node| match node {
-                    Node::Table(table) => {
-                        self.refine(table.gfn(), FrameKind::PageTable);
-                        self.own(table.gfn(), pid);
+            mm.tables.walk_nodes(kernel.ram, mm.tables.user_range(), &budget, |node| match node {
+                Node::Table(table) => {
+                    self.refine(table.gfn(), FrameKind::PageTable);
+                    self.own(table.gfn(), pid);
+                }
+                Node::Leaf(leaf) => {
+                    let entry = Entry::of(leaf, swap_areas);
+                    let Pte::Memory(gpa) = entry.pte else { return };
+                    let first = gpa.gfn();
+                    if entry.size != LeafSize::Size4K && !large.insert((first, entry.size)) {
+                        return;
                     }
-                    Node::Leaf(leaf) => {
-                        let entry = Entry::of(leaf, swap_areas);
-                        let Pte::Memory(gpa) = entry.pte else { return };
-                        let first = gpa.gfn();
-                        if entry.size != LeafSize::Size4K && !large.insert((first, entry.size)) {
-                            return;
-                        }
-                        let end = first.0.saturating_add(entry.size.frames()).min(limit);
-                        for gfn in (first.0..end).map(Gfn) {
-                            self.refine(gfn, FrameKind::Driver);
-                            self.own(gfn, pid);
-                        }
+                    let end = first.0.saturating_add(entry.size.frames()).min(limit);
+                    for gfn in (first.0..end).map(Gfn) {
+                        self.refine(gfn, FrameKind::Driver);
+                        self.own(gfn, pid);
                     }
-                },
-            )?;
+                }
+            })?;
         }
         self.note_pipes(kernel, processes, limit)?;
         self.note_orphans(kernel)
@@ -74,11 +69,11 @@ impl FrameScan {
         processes: &[Process],
         limit: u64,
     ) -> Result<(), KernelError> {
-        let mut slots_left = limit.saturating_mul(SLOTS_IN_FRAME);
+        let slots_left = Budget::new(limit.saturating_mul(SLOTS_IN_FRAME));
         let (mut files, mut pipes) = (BTreeSet::new(), BTreeSet::new());
         for process in processes {
             let mut opened = Vec::new();
-            kernel.for_each_file(process, &mut slots_left, &mut |file| {
+            kernel.for_each_file(process, &slots_left, &mut |file| {
                 if files.insert(file) {
                     opened.push(file);
                 }

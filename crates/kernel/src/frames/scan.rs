@@ -6,6 +6,7 @@ use crate::view::Region;
 use crate::{Kernel, KernelError};
 use elision_memory::{Budget, Gfn, Gpa, Gva, Node};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 const WHAT: &str = "page descriptors";
 /// Descriptors read at once: 4 KiB of them.
@@ -41,6 +42,10 @@ impl FrameScan {
         }
     }
 
+    fn set_all(&mut self, frames: Range<Gfn>, kind: FrameKind) {
+        (frames.start.0..frames.end.0).for_each(|frame| self.set(Gfn(frame), kind));
+    }
+
     /// Tells more of a frame of which the descriptor tells little.
     pub(super) fn refine(&mut self, gfn: Gfn, kind: FrameKind) {
         if self.kind(gfn).is_vague() {
@@ -63,9 +68,9 @@ impl Kernel<'_> {
     /// What the descriptors, the free lists and the kernel's own page tables tell of all frames.
     pub fn scan_frames(&self) -> Result<FrameScan, KernelError> {
         let mut scan = self.scan_descriptors();
-        self.buddy_frames(&mut |gfn| scan.set(gfn, FrameKind::Free))?;
-        self.per_cpu_free_frames(&mut |gfn| scan.set(gfn, FrameKind::FreePerCpu))?;
-        self.huge_free_frames(&mut |gfn| scan.set(gfn, FrameKind::FreeHuge))?;
+        self.buddy_frames(&mut |block| scan.set_all(block, FrameKind::Free))?;
+        self.per_cpu_free_frames(&mut |block| scan.set_all(block, FrameKind::FreePerCpu))?;
+        self.huge_free_frames(&mut |block| scan.set_all(block, FrameKind::FreeHuge))?;
         self.scan_kernel_tables(&mut scan)?;
         Ok(scan)
     }
@@ -79,10 +84,10 @@ impl Kernel<'_> {
             owners: vec![0; limit],
             holders: BTreeMap::new(),
         };
-        self.for_each_descriptor(&mut |gfn, raw| {
+        self.for_each_descriptor(|gfn, raw| {
             // Tails of a compound page are what its head is, which stands before them.
-            let kind = match self.head_of(gfn, &raw) {
-                Ok(head) if head == gfn => FrameKind::of(&self.profile.page, &raw),
+            let kind = match self.head_of(gfn, raw) {
+                Ok(head) if head == gfn => FrameKind::of(&self.profile.page, raw),
                 Ok(head) => scan.kind(head),
                 Err(_) => FrameKind::Unknown,
             };
@@ -92,24 +97,30 @@ impl Kernel<'_> {
     }
 
     /// Calls `visit` with every frame's descriptor, ascending. Holes in their array are passed over.
-    pub(crate) fn for_each_descriptor(&self, visit: &mut dyn FnMut(Gfn, Raw)) {
+    pub(crate) fn for_each_descriptor(&self, mut visit: impl FnMut(Gfn, &Raw)) {
+        for region in self.ram.layout().regions() {
+            let frames = region.gpa.gfn()..region.gpa.wrapping_add(region.len).gfn();
+            self.descriptors_of(&frames, &mut visit);
+        }
+    }
+
+    /// The same with those of some frames, all in one piece of RAM.
+    pub(super) fn descriptors_of(&self, frames: &Range<Gfn>, mut visit: impl FnMut(Gfn, &Raw)) {
         let size = usize::try_from(self.profile.page.size).unwrap_or(usize::MAX).min(4096);
         let mut batch = vec![0; size * usize::try_from(BATCH).unwrap_or(0)];
-        for region in self.ram.layout().regions() {
-            let (mut at, end) = (region.gpa.gfn().0, region.gpa.wrapping_add(region.len).gfn().0);
-            while at < end {
-                let count = BATCH.min(end - at);
-                let len = size * usize::try_from(count).unwrap_or(0);
-                let Some(bytes) = batch.get_mut(..len) else { break };
-                if self.read(self.page_of(Gfn(at)), bytes, WHAT).is_ok() {
-                    for (gfn, bytes) in (at..).map(Gfn).zip(bytes.chunks_exact(size)) {
-                        if let Some(raw) = Raw::at(bytes) {
-                            visit(gfn, raw);
-                        }
+        let mut at = frames.start.0;
+        while at < frames.end.0 {
+            let count = BATCH.min(frames.end.0 - at);
+            let len = size * usize::try_from(count).unwrap_or(0);
+            let Some(bytes) = batch.get_mut(..len) else { break };
+            if self.read(self.page_of(Gfn(at)), bytes, WHAT).is_ok() {
+                for (gfn, bytes) in (at..).map(Gfn).zip(bytes.chunks_exact(size)) {
+                    if let Some(raw) = Raw::at(bytes) {
+                        visit(gfn, &raw);
                     }
                 }
-                at += count;
             }
+            at += count;
         }
     }
 
@@ -120,8 +131,8 @@ impl Kernel<'_> {
                 scan.set(gfn, FrameKind::KernelImage);
             }
         }
-        let mut budget = Budget::new(limit.0);
-        self.kernel_tables().walk_nodes(self.ram, KERNEL_HALF, &mut budget, &mut |node| match node {
+        let budget = Budget::new(limit.0);
+        self.kernel_tables().walk_nodes(self.ram, KERNEL_HALF, &budget, |node| match node {
             Node::Table(table) => scan.refine(table.gfn(), FrameKind::PageTable),
             Node::Leaf(leaf) if leaf.is_present() => {
                 let kind = match self.region_of(leaf.gva) {

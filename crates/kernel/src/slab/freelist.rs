@@ -38,10 +38,10 @@ impl Kernel<'_> {
             return Err(KernelError::Incomplete("mark of slab pages"));
         }
         let mut result = Ok(());
-        self.for_each_descriptor(&mut |gfn, raw| {
-            let is_head = || self.head_of(gfn, &raw).is_ok_and(|head| head == gfn);
-            if result.is_ok() && layout.page_type(&raw) == Some(PageType::Slab) && is_head() {
-                result = visit(gfn, &raw);
+        self.for_each_descriptor(|gfn, raw| {
+            let is_head = || self.head_of(gfn, raw).is_ok_and(|head| head == gfn);
+            if result.is_ok() && layout.page_type(raw) == Some(PageType::Slab) && is_head() {
+                result = visit(gfn, raw);
             }
         });
         result

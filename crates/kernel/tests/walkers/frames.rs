@@ -8,6 +8,7 @@ use elision_kernel::{FrameKind, FrameScan, Kernel, PageKind, Process};
 use elision_memory::Gfn;
 use elision_testbed::truth::Truth;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Bits of `/proc/kpageflags` (`include/uapi/linux/kernel-page-flags.h`).
 const LRU: u64 = 1 << 5;
@@ -50,10 +51,18 @@ pub(crate) fn compare_free(kernel: &Kernel<'_>, truth: &Truth) -> Frames {
     assert!(listed.abs_diff(told.len() as u64) <= BATCHES, "control: the guest itself counts otherwise");
 
     let (mut buddy, mut per_cpu, mut huge) = (Frames::new(), Frames::new(), Frames::new());
-    kernel.buddy_frames(&mut |gfn| assert!(buddy.insert(gfn), "{gfn} is on two lists")).expect("buddy lists");
-    let add = &mut |gfn| assert!(!buddy.contains(&gfn) && per_cpu.insert(gfn), "{gfn} is on two lists");
-    kernel.per_cpu_free_frames(add).expect("lists of the CPUs");
-    kernel.huge_free_frames(&mut |gfn| assert!(huge.insert(gfn), "{gfn} is on two lists")).expect("pools");
+    let each = |block: Range<Gfn>| (block.start.0..block.end.0).map(Gfn);
+    let add = |gfn, to: &mut Frames, other: &Frames| {
+        assert!(!other.contains(&gfn) && to.insert(gfn), "{gfn} is on two lists");
+    };
+    let none = Frames::new();
+    let in_buddy = &mut |block| each(block).for_each(|gfn| add(gfn, &mut buddy, &none));
+    kernel.buddy_frames(in_buddy).expect("buddy lists");
+    let of_cpus = &mut |block| each(block).for_each(|gfn| add(gfn, &mut per_cpu, &buddy));
+    kernel.per_cpu_free_frames(of_cpus).expect("lists of the CPUs");
+    kernel
+        .huge_free_frames(&mut |block| each(block).for_each(|gfn| add(gfn, &mut huge, &none)))
+        .expect("pools");
 
     let free: Frames = buddy.union(&per_cpu).copied().collect();
     let taken = told.difference(&free).count();

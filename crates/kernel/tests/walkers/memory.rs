@@ -81,9 +81,9 @@ fn meaning(page: &PageMapEntry) -> Pte {
 /// Each base page of an address space, and the number of entries that cover more than one.
 fn pages_of(kernel: &Kernel<'_>, mm: Mm) -> (BTreeMap<Gva, Pte>, usize) {
     let swap_areas = kernel.swap_areas().expect("swap areas");
-    let mut budget = Budget::new(kernel.ram().layout().frame_limit().0);
+    let budget = Budget::new(kernel.ram().layout().frame_limit().0);
     let (mut pages, mut large) = (BTreeMap::new(), 0);
-    let walk = mm.tables.walk(kernel.ram(), mm.tables.user_range(), &mut budget, &mut |leaf| {
+    let walk = mm.tables.walk(kernel.ram(), mm.tables.user_range(), &budget, |leaf| {
         let entry = Entry::of(leaf, swap_areas);
         large += usize::from(entry.size != LeafSize::Size4K);
         for offset in (0..entry.size.bytes()).step_by(PAGE_SIZE) {

@@ -30,6 +30,7 @@ use crate::threads::Edits;
 use crate::{EditReason, Options, Owner, PlanError, Selection};
 use elision_kernel::{Content, FileKind, Kernel, KernelError, OpenFile, Packets, Process};
 use elision_memory::Gva;
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 type Survey = fn(&mut Channels<'_, '_, '_>) -> Result<(), PlanError>;
@@ -92,7 +93,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
     ) -> Result<Self, PlanError> {
         let mut files = BTreeMap::new();
         for process in live {
-            kernel.for_each_file(process, &mut frames.slots_left, &mut |file| {
+            kernel.for_each_file(process, &frames.slots_left, &mut |file| {
                 files.entry(file).or_insert(process.pid);
                 Ok(())
             })?;
@@ -162,12 +163,20 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
     /// What the processes have open that stay, by its `struct file`.
     pub(crate) fn kept_files(&mut self) -> Result<&BTreeSet<Gva>, PlanError> {
         if self.kept_files.is_none() {
-            let mut kept = BTreeSet::new();
-            for process in self.selection.kept() {
-                self.kernel.for_each_file(process, &mut self.frames.slots_left, &mut |file| {
-                    kept.insert(file);
+            let (kernel, slots_left) = (self.kernel, &self.frames.slots_left);
+            let files_of = |process: &&Process| {
+                let mut files = Vec::new();
+                kernel.for_each_file(process, slots_left, &mut |file| {
+                    files.push(file);
                     Ok(())
                 })?;
+                Ok(files)
+            };
+            let kept: Vec<&Process> = self.selection.kept().collect();
+            let files: Vec<Result<Vec<Gva>, KernelError>> = kept.par_iter().map(files_of).collect();
+            let mut kept = BTreeSet::new();
+            for files in files {
+                kept.extend(files?);
             }
             self.kept_files = Some(kept);
         }

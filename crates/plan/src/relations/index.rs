@@ -4,7 +4,7 @@ use super::roles::role_by_address;
 use super::{Relation, RelationKind, Role};
 use crate::PlanError;
 use elision_kernel::{Kernel, KernelError, Process, Socket, TcpTable, Tie, Tied, UdpEnd};
-use elision_memory::Gva;
+use elision_memory::{Budget, Gva};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Slots of file tables, and areas, for which a frame has room.
@@ -64,13 +64,13 @@ impl<'a, 'k> Index<'a, 'k> {
             work_left: WORK_LIMIT,
         };
         let frames = kernel.ram().layout().frame_limit().0;
-        let mut slots_left = frames.saturating_mul(SLOTS_IN_FRAME);
-        let mut areas_left = frames.saturating_mul(AREAS_IN_FRAME);
+        let slots_left = Budget::new(frames.saturating_mul(SLOTS_IN_FRAME));
+        let areas_left = Budget::new(frames.saturating_mul(AREAS_IN_FRAME));
         let tasks = processes.iter().flat_map(|p| p.threads.iter().map(|thread| (thread.task, p.pid)));
         let tasks: BTreeMap<Gva, u32> = tasks.collect();
         for process in processes.iter().filter(|p| !p.kernel_thread) {
             let mut ties = Vec::new();
-            kernel.for_each_tie(process, &mut slots_left, &mut areas_left, &mut |tie| ties.push(tie))?;
+            kernel.for_each_tie(process, &slots_left, &areas_left, &mut |tie| ties.push(tie))?;
             for tie in ties {
                 index.add(process.pid, tie)?;
             }

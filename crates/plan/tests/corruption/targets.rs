@@ -9,6 +9,7 @@ use elision_kernel::btf::Btf;
 use elision_memory::{Gfn, Gpa, Gva, PageTables, Ram};
 use elision_testbed::truth::Truth;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// One aligned word.
 #[derive(Clone, Copy, Debug)]
@@ -225,12 +226,14 @@ impl Search<'_, '_> {
             }
         }
         let (mut free, mut count) = (Vec::new(), 0_u64);
-        let visit = &mut |gfn: Gfn| {
-            // Blocks of each size are listed in turn: the first and a few of their tails.
-            if count % 61 == 0 {
-                free.push(gfn);
+        let visit = &mut |block: Range<Gfn>| {
+            for gfn in (block.start.0..block.end.0).map(Gfn) {
+                // Blocks of each size are listed in turn: the first and a few of their tails.
+                if count % 61 == 0 {
+                    free.push(gfn);
+                }
+                count += 1;
             }
-            count += 1;
         };
         self.kernel.buddy_frames(visit).expect("buddy lists");
         self.kernel.per_cpu_free_frames(visit).expect("lists of CPUs");
