@@ -144,12 +144,9 @@ pub(crate) fn vcpu_states_of(kernel: &Kernel<'_>, vcpus: &[Registers]) -> Result
     states.collect()
 }
 
-/// Plans for a running VM whose memory is copied as it is read, and forgets the plan: the copy then has its room
-/// before the VM is stopped, where taking it would be most of the time that reading takes.
+/// Plans for a running VM, and forgets the plan: what it reads is then mapped before the VM is stopped, or has its room
+/// where memory is copied as it is read. Taking that would be most of the time that reading takes.
 pub(crate) fn rehearse(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) {
-    if vm.shares_ram() {
-        return;
-    }
     let mut once = || {
         kernel.ram().refresh();
         let vcpus = vcpu_states_of(kernel, &vm.registers()?)?;

@@ -183,15 +183,22 @@ fn section(text: &mut String, result: &Measurement) {
 fn planned(text: &mut String, planned: &[planning::Planned]) {
     text.push_str(
         "## Planning while the VM is paused\n\n\
-         | processes | MiB | one process excluded, ms | ms for each GiB |\n|---:|---:|---:|---:|\n",
+         | processes | MiB | one process excluded, ms | ms for each GiB | known kernel found, ms | unknown kernel found, ms |\n\
+         |---:|---:|---:|---:|---:|---:|\n",
     );
     for one in planned {
         let each = median(&one.times) / (float(one.memory) / 1024.0);
-        let _ = writeln!(text, "| {} | {} | {} | {each:.1} |", one.processes, one.memory, cell(&one.times));
+        let [times, known, unknown] = [&one.times, &one.known, &one.unknown].map(|values| cell(values));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {times} | {each:.1} | {known} | {unknown} |",
+            one.processes, one.memory
+        );
     }
     text.push_str(
         "\n`planning_ms` of `elision plan`: everything that a save finds out while the VM stands still. What is \
-         cleared in objects that the guest's kernel has freed is found out in the copy, when the VM runs again.\n\n",
+         cleared in objects that the guest's kernel has freed is found out in the copy, when the VM runs again. The kernel is found before the pause; what is known of its \
+         types and symbols is kept for the next time.\n\n",
     );
 }
 

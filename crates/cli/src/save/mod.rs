@@ -76,7 +76,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         }
         Way::Stream => {}
     }
-    rehearse(&mut vm, &kernel, &policy);
+    if !vm.shares_ram() {
+        rehearse(&mut vm, &kernel, &policy); // shared RAM is mapped now
+    }
     let task = Task { kernel: &kernel, policy: &policy, way, threads: threads(args) };
     let captured = pause::capture(&mut vm, &task, &mut writer);
     bar.finish_and_clear();

@@ -5,7 +5,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 use crate::relations;
-use crate::session::{Session, open_kernel, options, rehearse, vcpu_states, vcpu_states_of, while_paused};
+use crate::session::{Session, open_kernel, options, rehearse, vcpu_states_of, while_paused};
 use crate::summary;
 use crate::text::{count, or_dash, printable, size};
 use elision_image::Guest;
@@ -42,6 +42,8 @@ struct Planned {
     pause_ms: f64,
     /// The part of it that went into planning, as it would in the pause of a save.
     planning_ms: f64,
+    /// How long it took to find the guest's kernel, before the pause.
+    kernel_ms: f64,
 }
 
 #[derive(Serialize)]
@@ -74,18 +76,16 @@ struct Times {
 pub(crate) fn run(args: &PlanArgs, out: &mut Output) -> Result<Exit, Failure> {
     let policy = args.selection.policy()?;
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
+    let begin = Instant::now();
     let kernel = open_kernel(&mut vm, &ram)?;
+    let kernel_ms = begin.elapsed().as_secs_f64() * 1000.0;
     if !vm.status()?.running {
-        out.note(if vm.shares_ram() {
-            "The VM is paused. It stays so; QEMU calls its state `postmigrate` afterwards"
-        } else {
-            "The VM is paused. It stays so"
-        });
+        out.note("The VM is paused. It stays so");
     }
     let bar = out.spinner("looking");
     let looked = look(&mut vm, &kernel, &policy);
     bar.finish_and_clear();
-    let planned = looked?;
+    let planned = Planned { kernel_ms, ..looked? };
     out.result(&planned, human)?;
     Ok(if planned.would_save { Exit::Done } else { Exit::Refused })
 }
@@ -99,11 +99,7 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
     for looks in 1.. {
         let (answer, pause) = while_paused(vm, |vm| {
             kernel.ram().refresh();
-            let vcpus = if vm.shares_ram() {
-                vcpu_states(&vm.device_state()?)?
-            } else {
-                vcpu_states_of(kernel, &vm.registers()?)?
-            };
+            let vcpus = vcpu_states_of(kernel, &vm.registers()?)?;
             // What stands in the way is wanted as a list, not as a refusal.
             let options = options(policy, true);
             let begin = Instant::now();
@@ -170,6 +166,7 @@ impl Planned {
             looks,
             pause_ms: times.pause.as_secs_f64() * 1000.0,
             planning_ms: times.planning.as_secs_f64() * 1000.0,
+            kernel_ms: 0.0,
         }
     }
 }
@@ -260,6 +257,7 @@ mod tests {
             looks: 1,
             pause_ms: 12.5,
             planning_ms: 2.5,
+            kernel_ms: 7.5,
         }
     }
 
@@ -285,6 +283,7 @@ mod tests {
             "looks": 1,
             "pause_ms": 12.5,
             "planning_ms": 2.5,
+            "kernel_ms": 7.5,
         });
         assert_eq!(serde_json::to_value(planned(vec![])).unwrap(), expected);
     }
