@@ -111,7 +111,8 @@ fn saved_and_restored(options: &GuestOptions, ways: &[(bool, &str)], what: &str)
     drop(guest);
     std::fs::create_dir(&folder).expect("the folder is gone");
     let socket = Endpoints::new(&folder).qmp_socket();
-    json(elision().arg("restore").arg(images.path(last)).arg("--qmp").arg(socket));
+    let restored = json(elision().arg("restore").arg(images.path(last)).arg("--qmp").arg(socket));
+    println!("{what}: restored after {} ms", restored["total_ms"]);
     lives(options.attach(&folder).expect("the restored guest answers"), &images, what);
 }
 

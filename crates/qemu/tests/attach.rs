@@ -213,6 +213,24 @@ fn a_prepared_command_can_be_attached() {
 }
 
 #[test]
+fn a_prepared_command_shares_the_memory_of_all_nodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let qmp = folder.path().join("qmp");
+    let command = "qemu-system-x86_64 -accel tcg -display none -nodefaults -m 128 -object memory-backend-ram,id=a,size=64M \
+                   -object memory-backend-memfd,id=b,size=64M,share=off -numa node,memdev=a -numa node,memdev=b";
+    let command: Vec<String> = command.split_whitespace().map(String::from).collect();
+    let prepared = elision_qemu::prepare(&command, &qmp).unwrap();
+    assert_eq!((prepared.additions.len(), prepared.ram.len()), (3, 2));
+    let child = prepared.to_command().stdin(std::process::Stdio::null()).spawn().unwrap();
+    let _m = Machine { folder, child };
+    wait_until("the QMP socket", || std::os::unix::net::UnixStream::connect(&qmp).is_ok());
+    let mut vm = Vm::attach(&qmp).unwrap();
+    assert!(vm.shares_ram());
+    vm.stop().unwrap();
+    assert_eq!(vm.device_state().unwrap().passed_pages(), 0, "QEMU leaves out what is shared");
+}
+
+#[test]
 fn memory_that_qemu_sends_after_all_is_dropped() {
     // Private RAM is not left out by QEMU: the stream has all of it.
     let options =
