@@ -49,6 +49,9 @@ struct Args {
     /// Kernel of the VM: 5.10, 6.1, 6.12 or 7.
     #[arg(long, default_value = "6.1")]
     kernel: String,
+    /// QEMU of the VM: 7.2 or 10, which is fetched unless the machine has it; without this the machine's own.
+    #[arg(long, value_name = "VERSION")]
+    qemu: Option<String>,
     /// The folder that performance.md and its plots go to, instead of docs.
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
@@ -78,23 +81,27 @@ fn bench(args: &Args) -> Result<(), Failure> {
     let output = std::path::absolute(args.output.as_deref().unwrap_or(Path::new("docs")))?;
     let build = machine::build_folder()?;
     let _cleanup = Cleanup::new(build.parent().unwrap_or(&build), "bench-")?;
-    machine::get_ready(&GuestOptions::new(&args.kernel), &args.kernel)?;
-    let kernel = args.kernel.as_str();
+    let mut options = GuestOptions::new(&args.kernel);
+    if let Some(qemu) = &args.qemu {
+        options = options.qemu(qemu);
+    }
+    machine::get_ready(&options, &args.kernel)?;
     let rounds = if args.quick { 2 } else { args.runs.get() };
     let few = rounds.min(3);
-    let host = page::Host::of(kernel)?;
+    let host = page::Host::of(&options, &args.kernel)?;
+    let can = ways::Can::of(&options)?;
     let small = |memory: u64| !args.quick || memory <= 2048;
-    let run = |size: Size, restores| rounds::run(kernel, size, &ways::pair(), rounds, restores);
+    let run = |size: Size, restores| rounds::run(&options, size, &ways::pair(), rounds, restores);
     let measured = Measured {
         rounds,
-        main: rounds::run(kernel, MAIN, &ways::all(), rounds, true)?,
+        main: rounds::run(&options, MAIN, &ways::all(can), rounds, true)?,
         others: OTHERS.into_iter().map(|size| run(size, size.memory == 512)).collect::<Result<_, _>>()?,
         sizes: (SIZES.into_iter().filter(|memory| small(*memory)))
             .map(|memory| Size { memory, fill: SAME, freed: 0 })
-            .map(|size| rounds::run(kernel, size, &ways::pair(), few, false))
+            .map(|size| rounds::run(&options, size, &ways::pair(), few, false))
             .collect::<Result<_, _>>()?,
         planned: (planning::VMS.into_iter().filter(|vm| small(vm.1)))
-            .map(|vm| planning::measure(kernel, vm, rounds))
+            .map(|vm| planning::measure(&options, vm, rounds))
             .collect::<Result<_, _>>()?,
         host,
     };

@@ -21,7 +21,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn of(kernel: &str) -> Result<Self, Failure> {
+    pub(crate) fn of(options: &GuestOptions, kernel: &str) -> Result<Self, Failure> {
         let field = |file: &str, name: &str| -> String {
             let text = std::fs::read_to_string(file).unwrap_or_default();
             let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
@@ -29,8 +29,7 @@ impl Host {
         };
         let kib: u64 = field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").trim().parse().unwrap_or(0);
         let load = std::fs::read_to_string("/proc/loadavg")?;
-        let options = GuestOptions::new(kernel);
-        let command = command(&options, Path::new("."))?;
+        let command = command(options, Path::new("."))?;
         let version =
             Command::new(command.first().ok_or("The command is empty")?).arg("--version").output()?;
         let version = String::from_utf8_lossy(&version.stdout).into_owned();
@@ -169,6 +168,15 @@ fn section(text: &mut String, result: &Measurement) {
         });
         let _ = writeln!(text, "| {} | {} |", way.name, cells.collect::<Vec<_>>().join(" | "));
     }
+    let sizes = result.ways.iter().flat_map(|way| way.stored.iter().zip(&way.kept));
+    let sizes: Vec<f64> = sizes.map(|(stored, kept)| stored / kept).collect();
+    if !sizes.is_empty() {
+        let [least, median, most] = summary(&sizes);
+        let _ = writeln!(
+            text,
+            "| Elision's images by the frames in them that are not zero | | | {median:.4} ({least:.4}-{most:.4}) x | | |"
+        );
+    }
     let (copy, write) = (cell(&result.limits.copy), cell(&result.limits.write));
     let _ = writeln!(
         text,
@@ -245,10 +253,14 @@ memory is touched and given back, so that no way pays for memory that a host whi
 - **paused**: how long the VM stood still. In it Elision finds out what belongs to whom, and copies memory to memory.
 - **total**: wall clock of the whole save until all of it is synced; for Elision also the start of the program, finding
   the kernel, and checksums.
-- **size on disk**: allocated blocks.
+- **size on disk**: allocated blocks. The row on Elision's images compares all files of an image with the frames in it that
+  are not zero.
 - **to running**: from the start of the restoring program until QEMU has answered `cont`. The saved VM is stopped
   meanwhile. QEMU's files are in the page cache for the most part, Elision's are not.
 - **to first output**: until the restored guest's first line on the console. It prints one every 50 ms.
+- **`mapped-ram`** is measured where QEMU has it with `direct-io` (9.1 and later): `./bench --qemu 10`.
+- **`virsh save`** has no row: libvirt saves no VM that it has not started itself, and ends the one that it saves. It has
+  QEMU's stopped migration written to a file.
 - **the host**: a bare copy in memory and a bare write past the page cache of as many bytes as the first row stored, with
   a thread for each processor.
 ";

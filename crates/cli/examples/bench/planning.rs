@@ -24,12 +24,12 @@ pub(crate) struct Planned {
 
 /// One VM: `planning_ms` and `kernel_ms` of `elision plan`.
 pub(crate) fn measure(
-    kernel: &str,
+    options: &GuestOptions,
     (processes, memory): (usize, u64),
     runs: usize,
 ) -> Result<Planned, Failure> {
     println!("VM of {memory} MiB with {processes} processes: booting");
-    let options = GuestOptions::new(kernel).memory_mib(memory);
+    let options = options.clone().memory_mib(memory);
     let folder = Path::new("crowded");
     let mut guest = start(&options, folder)?;
     guest.control().spawn(&Spawn::new("crowd", "heap=16K", &format!("crowd={processes}")))?;

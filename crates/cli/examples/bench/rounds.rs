@@ -28,6 +28,8 @@ pub(crate) struct Figures {
     pub(crate) pause: Vec<f64>,
     pub(crate) total: Vec<f64>,
     pub(crate) stored: Vec<f64>,
+    /// Of the frames that were kept and are not zero.
+    pub(crate) kept: Vec<f64>,
     pub(crate) running: Vec<f64>,
     pub(crate) output: Vec<f64>,
 }
@@ -44,13 +46,13 @@ pub(crate) struct Result {
 
 /// All rounds on a VM of one size. Only with `restores` it is restored too.
 pub(crate) fn run(
-    kernel: &str,
+    options: &GuestOptions,
     size: Size,
     ways: &[Box<dyn Way>],
     runs: usize,
     restores: bool,
 ) -> std::result::Result<Result, Failure> {
-    let options = GuestOptions::new(kernel).memory_mib(size.memory);
+    let options = options.clone().memory_mib(size.memory);
     let folder = Path::new("vm");
     println!("VM of {} MiB, {} MiB of it filled: booting", size.memory, size.fill);
     let guest = boot(&options, folder, size)?;
@@ -67,6 +69,7 @@ pub(crate) fn run(
             figures[i].pause.push(ms(saved.pause));
             figures[i].total.push(ms(saved.total));
             figures[i].stored.push(mib(ways[i].stored()?));
+            figures[i].kept.extend(saved.kept.map(mib));
         }
         limits.measure(figures[0].stored[round])?;
         if restores {

@@ -52,7 +52,7 @@ impl Way for Background {
         set(&mut qmp, false)?;
         file.sync_all()?;
         let (stopped, resumed) = stopped.zip(resumed).ok_or("QEMU never stopped the VM")?;
-        Ok(Saved { pause: resumed - stopped, total: begin.elapsed() })
+        Ok(Saved { pause: resumed - stopped, total: begin.elapsed(), kept: None })
     }
 
     fn restore(&self, options: &GuestOptions, folder: &Path) -> Result<bool, Failure> {

@@ -35,7 +35,7 @@ impl Way for Dump {
         qmp.execute_within("dump-guest-memory", arguments, None, LIMIT)?;
         let pause = asked.elapsed();
         file.sync_all()?;
-        Ok(Saved { pause, total: begin.elapsed() })
+        Ok(Saved { pause, total: begin.elapsed(), kept: None })
     }
 
     fn restore(&self, _options: &GuestOptions, _folder: &Path) -> Result<bool, Failure> {

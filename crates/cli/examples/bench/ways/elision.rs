@@ -49,7 +49,8 @@ impl Way for Elision {
         let saved = json_of(&words, &[0])?;
         let total = begin.elapsed();
         let pause = saved["pause_ms"].as_f64().ok_or("elision save names no pause")?;
-        Ok(Saved { pause: Duration::from_secs_f64(pause / 1000.0), total })
+        let kept = saved["ram"]["written"].as_u64();
+        Ok(Saved { pause: Duration::from_secs_f64(pause / 1000.0), total, kept })
     }
 
     fn restore(&self, options: &GuestOptions, folder: &Path) -> Result<bool, Failure> {

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Starts the same machine, stopped before its first instruction, and connects to it.
-pub(crate) fn stopped_vm(options: &GuestOptions, folder: &Path) -> Result<Qmp, Failure> {
+/// Starts the same machine with some more words, stopped before its first instruction, and connects to it.
+pub(crate) fn stopped_vm(options: &GuestOptions, folder: &Path, more: &[&str]) -> Result<Qmp, Failure> {
     let command = command(options, folder)?;
     let (program, words) = command.split_first().ok_or("The command is empty")?;
     let socket = socket(folder);
     let mut qemu = Command::new(program);
-    qemu.args(words).arg("-S").arg("-qmp").arg(format!("unix:{socket},server=on,wait=off"));
+    qemu.args(words).args(more).arg("-S").arg("-qmp").arg(format!("unix:{socket},server=on,wait=off"));
     qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     cleanup::spawn(&mut qemu)?;
     let begin = Instant::now();
@@ -34,7 +34,7 @@ pub(crate) fn stopped_vm(options: &GuestOptions, folder: &Path) -> Result<Qmp, F
 pub(crate) fn empty_start(options: &GuestOptions, folder: &Path) -> Result<Duration, Failure> {
     std::fs::create_dir(folder)?;
     let begin = Instant::now();
-    let mut qmp = stopped_vm(options, folder)?;
+    let mut qmp = stopped_vm(options, folder, &[])?;
     qmp.execute("cont", serde_json::json!({}))?;
     let time = begin.elapsed();
     drop(qmp);

@@ -41,11 +41,11 @@ impl Way for Internal {
         }
         job?;
         file.sync_all()?;
-        Ok(Saved { pause, total: begin.elapsed() })
+        Ok(Saved { pause, total: begin.elapsed(), kept: None })
     }
 
     fn restore(&self, options: &GuestOptions, folder: &Path) -> Result<bool, Failure> {
-        let mut qmp = stopped_vm(options, folder)?;
+        let mut qmp = stopped_vm(options, folder, &[])?;
         add_file(&mut qmp, self.file())?;
         add_qcow2(&mut qmp)?;
         job(&mut qmp, "snapshot-load", snapshot())?;

@@ -5,6 +5,7 @@ mod dump;
 mod elision;
 mod incoming;
 mod internal;
+mod mapped;
 mod stream;
 
 use crate::Failure;
@@ -22,6 +23,8 @@ pub(crate) struct Saved {
     pub(crate) pause: Duration,
     /// Until everything was synced.
     pub(crate) total: Duration,
+    /// Bytes of the frames that were kept and are not zero, where the way says so.
+    pub(crate) kept: Option<u64>,
 }
 
 /// A way to save a VM and to restore it. Files go into the current folder.
@@ -50,13 +53,29 @@ pub(crate) trait Way {
     }
 }
 
+/// What not every QEMU or machine can.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Can {
+    mapped: bool,
+}
+
+impl Can {
+    /// Finds it out for these VMs.
+    pub(crate) fn of(options: &GuestOptions) -> Result<Self, Failure> {
+        Ok(Self { mapped: mapped::Mapped::is_known(options)? })
+    }
+}
+
 /// All of them. The third is what the others are compared with.
-pub(crate) fn all() -> Vec<Box<dyn Way>> {
+pub(crate) fn all(can: Can) -> Vec<Box<dyn Way>> {
     let mut ways = pair();
     ways.insert(1, Box::new(elision::Elision::Excluded));
     ways.push(Box::new(internal::Internal));
     ways.push(Box::new(background::Background));
     ways.push(Box::new(elision::Elision::Live));
+    if can.mapped {
+        ways.push(Box::new(mapped::Mapped));
+    }
     ways.push(Box::new(dump::Dump));
     ways
 }

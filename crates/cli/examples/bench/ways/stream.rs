@@ -21,7 +21,7 @@ impl Way for Stream {
 
     fn save(&self, socket: &Path) -> Result<Saved, Failure> {
         let times = plain::save(socket, self.file())?;
-        Ok(Saved { pause: times.pause, total: times.total })
+        Ok(Saved { pause: times.pause, total: times.total, kept: None })
     }
 
     fn restore(&self, options: &GuestOptions, folder: &Path) -> Result<bool, Failure> {
