@@ -1,5 +1,6 @@
 //! The command line: one definition for parsing, help, man pages and completions.
 
+use crate::agent::AgentArgs;
 use crate::selection::SelectionArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
@@ -68,6 +69,9 @@ pub(crate) struct RunArgs {
     /// Where the VM's QMP socket shall stand, if the command has none.
     #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
     pub(crate) qmp: Option<PathBuf>,
+    /// Give the VM a port for the guest's agent; its socket is NAME.agent beside that of QMP.
+    #[arg(long)]
+    pub(crate) agent: bool,
     /// Say on stdout what would be added and start nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -137,6 +141,8 @@ pub(crate) struct SaveArgs {
     pub(crate) qmp: PathBuf,
     #[command(flatten)]
     pub(crate) selection: SelectionArgs,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
     /// Let the VM run while its memory is written, as it was at one moment.
     ///
     /// The VM is paused only until QEMU guards its memory against changes, and slowed until all is written.
@@ -180,6 +186,14 @@ pub(crate) struct RestoreArgs {
     /// Leave the VM paused.
     #[arg(long)]
     pub(crate) paused: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+    /// Give the restored machine this name, by its agent.
+    #[arg(long, help_heading = "Guest agent", value_name = "NAME", conflicts_with = "paused")]
+    pub(crate) hostname: Option<String>,
+    /// Give the restored machine a new machine id, by its agent.
+    #[arg(long, help_heading = "Guest agent", conflicts_with = "paused")]
+    pub(crate) new_machine_id: bool,
     /// Where QEMU's error messages go, at the end of the file; by default nowhere once the VM runs.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) log: Option<PathBuf>,

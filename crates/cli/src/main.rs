@@ -3,6 +3,7 @@
 //! This crate is the edge: arguments ([`args`]), one file for each verb ([`verbs`]), results
 //! ([`output`]), errors ([`failure`]) and exit status ([`exit`]). What it does stands in the other crates.
 
+mod agent;
 mod args;
 mod choices;
 mod exit;

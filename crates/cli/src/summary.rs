@@ -114,6 +114,7 @@ fn edited(reason: EditReason) -> &'static str {
         EditReason::IdleMapping => "idle kernel mappings, cleared",
         EditReason::BpfMap => "BPF maps, cleared",
         EditReason::PageCache => "cached files, to be read again",
+        EditReason::Agent => "the guest's agent, told that it is a copy",
     }
 }
 

@@ -316,7 +316,7 @@ const DROP_REASONS: [DropReason; 10] = [
     DropReason::PageCache,
 ];
 
-const EDIT_REASONS: [EditReason; 20] = [
+const EDIT_REASONS: [EditReason; 21] = [
     EditReason::DeadStack,
     EditReason::UserRegisters,
     EditReason::FpuState,
@@ -337,6 +337,7 @@ const EDIT_REASONS: [EditReason; 20] = [
     EditReason::IdleMapping,
     EditReason::BpfMap,
     EditReason::PageCache,
+    EditReason::Agent,
 ];
 
 /// The number in the file. A new reason needs its line here and in [`DROP_REASONS`].
@@ -378,5 +379,6 @@ fn edit_code(reason: EditReason) -> u8 {
         EditReason::IdleMapping => 18,
         EditReason::BpfMap => 19,
         EditReason::PageCache => 20,
+        EditReason::Agent => 21,
     }
 }

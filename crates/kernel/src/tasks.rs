@@ -27,6 +27,7 @@ layout! {
         cred: offset("task_struct", &["cred"]),
         signal: offset("task_struct", &["signal"]),
         real_parent: offset("task_struct", &["real_parent"]),
+        started: offset("task_struct", &["start_boottime", "real_start_time"]),
         thread_node: offset("task_struct", &["thread_node"]),
         thread_head: offset("signal_struct", &["thread_head"]),
         uid: offset("cred", &["uid.val"]),
@@ -71,6 +72,8 @@ pub struct Process {
     pub pid: u32,
     /// Process id of the parent.
     pub parent: u32,
+    /// When it was started, in nanoseconds since the guest's boot.
+    pub started: u64,
     /// Command name of the leader.
     pub comm: String,
     /// Real user id.
@@ -143,6 +146,7 @@ impl Kernel<'_> {
         Ok(Process {
             pid: self.u32(field(layout.tgid), WHAT)?,
             parent: self.u32(parent.wrapping_add(layout.tgid), WHAT)?,
+            started: self.u64(field(layout.started), WHAT)?,
             comm: self.string(field(layout.comm), comm_len(layout.comm_len), WHAT)?,
             uid: self.u32(cred.wrapping_add(layout.uid), "credentials")?,
             gid: self.u32(cred.wrapping_add(layout.gid), "credentials")?,

@@ -93,6 +93,8 @@ pub enum EditReason {
     BpfMap = 19,
     /// The marks of a cached page that say it was read from its file.
     PageCache = 20,
+    /// The word by which the guest's agent knows that it is in a copy.
+    Agent = 21,
 }
 
 /// What happens to the bytes of an edit.
@@ -178,7 +180,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Adds what [`crate::plan_late`] found, sorted by frame.
+    /// Adds what was found after the plan was made, such as by [`crate::plan_late`], sorted by frame.
     pub fn add_late(&mut self, edits: Vec<Edit>) {
         for edit in &edits {
             *self.summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;

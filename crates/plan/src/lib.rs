@@ -4,6 +4,7 @@
 //! [`Selection::of`] turns a policy into processes; [`plan`] turns processes into frames to drop,
 //! bytes to change, and what must happen to each vCPU. Nothing is written here.
 
+mod agent;
 mod assemble;
 mod cached_files;
 mod channels;
@@ -23,6 +24,7 @@ mod swap;
 mod threads;
 mod vcpus;
 
+pub use agent::{AgentMark, mark_agent};
 pub use assemble::{Options, Outcome, plan};
 pub use cached_files::FileRules;
 pub use entry::{Change, DropReason, DropRun, Edit, EditReason, Owner, Plan, PlanSummary};

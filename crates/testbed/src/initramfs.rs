@@ -107,17 +107,17 @@ fn archive(busybox: &[u8], actor: &[u8]) -> Vec<u8> {
 }
 
 fn build_actor() -> Result<PathBuf, Error> {
-    build_static(&["-p", "elision-actor"], "elision-actor")
+    build_static("release", &["-p", "elision-actor"], "elision-actor")
 }
 
 /// Builds a program of this workspace as one static file, in a target folder of its own. `what` tells cargo which.
-pub(crate) fn build_static(what: &[&str], file: &str) -> Result<PathBuf, Error> {
+pub(crate) fn build_static(profile: &str, what: &[&str], file: &str) -> Result<PathBuf, Error> {
     let folder = paths::built();
     std::fs::create_dir_all(&folder).context("create", &folder)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--quiet", "--release", "--target", TARGET, "--target-dir"])
+        .args(["build", "--quiet", "--profile", profile, "--target", TARGET, "--target-dir"])
         .arg(&folder)
         .args(what)
         .current_dir(paths::repository())
@@ -128,7 +128,7 @@ pub(crate) fn build_static(what: &[&str], file: &str) -> Result<PathBuf, Error> 
         command.env_remove(name);
     }
     output_of(&mut command)?;
-    Ok(folder.join(TARGET).join("release").join(file))
+    Ok(folder.join(TARGET).join(profile).join(file))
 }
 
 /// A busybox that needs no libraries.

@@ -36,7 +36,12 @@ pub fn get(package: &str, programs: &[&str]) -> Result<Files, Error> {
 
 /// An example of a crate of this workspace, as one static file.
 pub fn rust_example(package: &str, example: &str) -> Result<PathBuf, Error> {
-    initramfs::build_static(&["-p", package, "--example", example], &format!("examples/{example}"))
+    initramfs::build_static("release", &["-p", package, "--example", example], &format!("examples/{example}"))
+}
+
+/// The guest agent, as one static file.
+pub fn agent() -> Result<PathBuf, Error> {
+    initramfs::build_static("agent", &["-p", "elision-agent"], "elision-agent")
 }
 
 /// A C program of this workspace, given by its path in it, as one static file in `folder`.

@@ -15,6 +15,7 @@ mod pause;
 mod report;
 mod sent;
 
+use crate::agent::SaveAgent;
 use crate::args::SaveArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -63,7 +64,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     // is read does not matter yet.
     Selection::of(&kernel, &policy).map(drop).or_else(|e| if e.is_transient() { Ok(()) } else { Err(e) })?;
 
+    let mut agent = SaveAgent::meet(&args.agent, &mut vm, runs)?;
     let bar = out.spinner("copying memory");
+    agent.prepare(&kernel, &policy)?;
     match way {
         Way::Shared => match retry(|| elision_plan::guess(&kernel)) {
             Ok(guess) => writer.make_room(&ram, &guess)?,
@@ -80,10 +83,11 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         rehearse(&mut vm, &kernel, &policy); // shared RAM is mapped now
     }
     let task = Task { kernel: &kernel, policy: &policy, way, threads: threads(args) };
-    let captured = pause::capture(&mut vm, &task, &mut writer);
+    let captured = pause::capture(&mut vm, &task, &mut writer, &mut agent);
     bar.finish_and_clear();
     let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;
 
+    agent.thawed();
     let devices = devices::redact(&mut state, &policy, &selection, &outcome.vcpus)?;
     let mut bytes = Vec::new();
     state.write_to(&mut bytes)?;
@@ -98,7 +102,8 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         tracing::warn!(%error, "The image is whole, but its guardian could not be dismissed");
     }
 
-    let saved = Saved::new(&args.image, &manifest, &selection, stats, devices, looks);
+    let saved =
+        Saved::new(&args.image, &manifest, &selection, stats, devices, looks).with_agent(agent.saved());
     out.result(&saved, report::human)?;
     Ok(Exit::Done)
 }

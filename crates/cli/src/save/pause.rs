@@ -1,6 +1,7 @@
 //! The time in which the VM stands still: look, plan, copy, and let it run on.
 
 use super::sent::{self, Sent};
+use crate::agent::SaveAgent;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::session::{options, resume, vcpu_states, vcpu_states_of};
@@ -63,19 +64,24 @@ pub(super) struct Task<'a> {
 }
 
 /// Copies a VM into an image. A VM that ran before runs afterwards, whatever happens.
-pub(super) fn capture(vm: &mut Vm, task: &Task<'_>, writer: &mut ImageWriter) -> Result<Captured, Failure> {
+pub(super) fn capture(
+    vm: &mut Vm,
+    task: &Task<'_>,
+    writer: &mut ImageWriter,
+    agent: &mut SaveAgent,
+) -> Result<Captured, Failure> {
     let duty = vm.duty(Some(writer.partial_path()))?;
     let runs = duty.resume;
     let program = std::env::current_exe().map_err(|e| Failure::io("find", Path::new("elision"), &e))?;
     let guardian = Guardian::spawn(&program, &["guard"], &duty)?;
     if task.way != Way::Live {
-        return look(vm, task, writer, guardian, runs);
+        return look(vm, task, writer, guardian, runs, agent);
     }
     if let Err(error) = vm.allow_snapshots() {
         guardian.dismiss()?;
         return Err(error.into());
     }
-    let captured = look(vm, task, writer, guardian, runs);
+    let captured = look(vm, task, writer, guardian, runs, agent);
     let put_back = vm.put_back(&duty.settings);
     captured.and_then(|captured| put_back.map(|()| captured).map_err(Failure::from))
 }
@@ -87,12 +93,17 @@ fn look(
     writer: &mut ImageWriter,
     guardian: Guardian,
     runs: bool,
+    agent: &mut SaveAgent,
 ) -> Result<Captured, Failure> {
     let sought = Instant::now();
+    if let Err(failure) = agent.freeze(task.kernel, task.policy) {
+        guardian.dismiss()?;
+        return Err(failure);
+    }
     for looks in 1.. {
         let began = SystemTime::now();
         let stopped = Instant::now();
-        let result = still(vm, task, writer, &guardian);
+        let result = still(vm, task, writer, &guardian, agent);
         let resumed = result.as_ref().ok().and_then(|copied| copied.sent.resumed);
         if runs && resumed.is_none() {
             if let Err(error) = resume(vm) {
@@ -102,6 +113,9 @@ fn look(
             }
         }
         let length = resumed.unwrap_or_else(Instant::now).duration_since(stopped);
+        if result.is_ok() {
+            agent.thaw();
+        }
         let result = result.and_then(|mut copied| {
             copied.sent.ram = late(task.kernel, &mut copied.outcome.plan, writer)?;
             Ok(copied)
@@ -114,6 +128,10 @@ fn look(
             Err(Held::Plan(error)) if runs && error.is_transient() && sought.elapsed() < patience(&error) => {
                 tracing::debug!(%error, looks, "the guest was stopped at a bad moment");
                 std::thread::sleep(break_after(&error, looks));
+                if let Err(failure) = agent.freeze_again(task.kernel, task.policy) {
+                    guardian.dismiss()?;
+                    return Err(failure);
+                }
             }
             Err(held) => {
                 guardian.dismiss()?;
@@ -179,6 +197,7 @@ fn still(
     task: &Task<'_>,
     writer: &mut ImageWriter,
     guardian: &Guardian,
+    agent: &mut SaveAgent,
 ) -> Result<Copied, Held> {
     let begin = Instant::now();
     let done = |what| tracing::debug!(since_stop = ?begin.elapsed(), "{what}");
@@ -205,7 +224,8 @@ fn still(
         Ok((plan(task.kernel, &selection, &states, options)?, selection))
     });
     task.kernel.ram().check()?;
-    let (outcome, selection) = planned.map_err(Held::Plan)?;
+    let (mut outcome, selection) = planned.map_err(Held::Plan)?;
+    agent.mark(task.kernel, &selection, &mut outcome)?;
     done("planned");
     let ram = task.kernel.ram();
     let sent = match vcpus {
@@ -216,7 +236,7 @@ fn still(
         Vcpus::Seen(seen) => {
             vm.check_still()?;
             let live = (task.way == Way::Live).then_some(guardian);
-            sent::copy(vm, ram, &outcome.plan, &seen, live, writer)?
+            sent::copy(vm, ram, &outcome.plan, &seen, live, writer, agent)?
         }
     };
     if sent.resumed.is_none() {

@@ -1,6 +1,7 @@
 //! What `elision save` says at its end.
 
 use super::devices::Devices;
+use crate::agent::AgentReport;
 use crate::summary;
 use crate::text::{count, printable, size};
 use elision_image::{Manifest, RamStats, Way};
@@ -18,6 +19,7 @@ pub(super) struct Saved {
     plan: PlanSummary,
     devices: Devices,
     ram: RamBytes,
+    agent: AgentReport,
     /// How often the VM was stopped until every excluded process held still.
     looks: u32,
     /// How memory came out of the VM.
@@ -58,11 +60,16 @@ impl Saved {
                 written: ram.written,
                 stored: manifest.files.ram.stored_bytes,
             },
+            agent: AgentReport::default(),
             looks,
             way: manifest.way,
             pause_ms: manifest.times.pause_ms,
             total_ms: manifest.times.total_ms,
         }
+    }
+
+    pub(super) fn with_agent(self, agent: AgentReport) -> Self {
+        Self { agent, ..self }
     }
 }
 
@@ -79,6 +86,23 @@ pub(super) fn human(saved: &Saved) -> String {
     );
     let way = summary::way(saved.way);
     let _ = writeln!(text, "Paused for {:.0} ms, done in {:.0} ms{way}\n", saved.pause_ms, saved.total_ms);
+    text.push_str(&agent(&saved.agent));
     text.push_str(&summary::plan(&saved.plan));
+    text
+}
+
+/// What the guest's agent did, if there is one.
+fn agent(agent: &AgentReport) -> String {
+    let mut text = String::new();
+    if agent.calm {
+        let processes = count(agent.processes.into(), "process");
+        let _ = writeln!(text, "{processes} stood still for {:.0} ms, by the guest's agent", agent.calm_ms);
+    }
+    for note in &agent.notes {
+        let _ = writeln!(text, "Agent: {}", printable(note));
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
     text
 }

@@ -1,6 +1,7 @@
 //! Memory that QEMU sends, page by page, into an image.
 
 use super::pause::Held;
+use crate::agent::SaveAgent;
 use elision_image::{ImageError, ImageWriter, RamStats, StreamWriter};
 use elision_memory::{FileOffset, PAGE_SIZE, Ram};
 use elision_plan::Plan;
@@ -18,6 +19,8 @@ pub(super) struct Sent {
 struct Sink<'p> {
     stream: StreamWriter<'p>,
     failed: Option<ImageError>,
+    /// Of a VM that runs on as soon as memory arrives: its processes shall do so too.
+    agent: Option<&'p mut SaveAgent>,
 }
 
 impl Sink<'_> {
@@ -32,6 +35,9 @@ impl Sink<'_> {
 impl PageSink for Sink<'_> {
     fn page(&mut self, offset: FileOffset, bytes: &[u8; PAGE_SIZE]) -> Result<(), SinkClosed> {
         let taken = self.stream.page(offset, bytes);
+        if let Some(agent) = self.agent.take() {
+            agent.thaw();
+        }
         self.note(taken)
     }
 
@@ -50,8 +56,9 @@ pub(super) fn copy(
     seen: &[Registers],
     live: Option<&Guardian>,
     writer: &mut ImageWriter,
+    agent: &mut SaveAgent,
 ) -> Result<Sent, Held> {
-    let mut sink = Sink { stream: writer.begin_stream(ram, plan)?, failed: None };
+    let mut sink = Sink { stream: writer.begin_stream(ram, plan)?, failed: None, agent: live.map(|_| agent) };
     let sent = match live {
         Some(guardian) => vm.snapshot(&mut sink, guardian).map(|(state, resumed)| (state, Some(resumed))),
         None => vm.stream(&mut sink).map(|state| (state, None)),

@@ -1,5 +1,6 @@
 //! `elision restore`: starts a VM from an image.
 
+use crate::agent::{self, Order};
 use crate::args::RestoreArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -8,9 +9,11 @@ use crate::output::Output;
 use crate::sockets;
 use crate::text::printable;
 use elision_image::Image;
+use elision_plan::EditReason;
 use elision_qemu::{
     QemuError, RestoreOptions, RestoreRequest, RestoredRam, for_restore, fresh_guid, restore,
 };
+use elision_wire::Identity;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,6 +27,8 @@ struct RestoredVm {
     command: Vec<String>,
     /// From the start of this command until the VM runs.
     total_ms: f64,
+    /// What the guest's agent has put in order, if there is one.
+    agent: Option<Order>,
 }
 
 pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure> {
@@ -59,9 +64,17 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
     bar.finish_and_clear();
     let pid = restored.map_err(|e| explained(e, &args.image, recorded))?.child.id();
     let total_ms = begin.elapsed().as_secs_f64() * 1000.0;
-    let vm = RestoredVm { image: args.image.clone(), pid, qmp, running: run, command, total_ms };
+    let agent = if run { order(args, &image, &qmp)? } else { None };
+    let vm = RestoredVm { image: args.image.clone(), pid, qmp, running: run, command, total_ms, agent };
     out.result(&vm, human)?;
     Ok(Exit::Done)
+}
+
+/// Lets the guest's agent put it in order. It is expected if it was marked in the image.
+fn order(args: &RestoreArgs, image: &Image, qmp: &Path) -> Result<Option<Order>, Failure> {
+    let expected = image.manifest().plan.edited_bytes.contains_key(&EditReason::Agent);
+    let identity = Identity { hostname: args.hostname.clone(), new_machine_id: args.new_machine_id };
+    agent::put_in_order(&args.agent, qmp, expected, identity)
 }
 
 /// A name for the socket that no other restore of the image uses.
@@ -124,7 +137,13 @@ fn other_command(image: &Path) -> String {
 fn human(vm: &RestoredVm) -> String {
     let state = if vm.running { "runs" } else { "is loaded and paused" };
     let qmp = printable(&vm.qmp.display().to_string());
-    format!("The VM {state} after {:.0} ms: process {}, QMP socket {qmp}", vm.total_ms, vm.pid)
+    let mut text =
+        format!("The VM {state} after {:.0} ms: process {}, QMP socket {qmp}", vm.total_ms, vm.pid);
+    for line in vm.agent.iter().flat_map(agent::lines) {
+        text.push('\n');
+        text.push_str(&printable(&line));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -141,10 +160,11 @@ mod tests {
             running: true,
             command: vec!["qemu".to_owned()],
             total_ms: 1.5,
+            agent: None,
         };
         let expected = json!({
             "image": "web.elision", "pid": 7, "qmp": "/run/q", "running": true, "command": ["qemu"],
-            "total_ms": 1.5,
+            "total_ms": 1.5, "agent": null,
         });
         assert_eq!(serde_json::to_value(&vm).unwrap(), expected);
         assert!(human(&vm).contains("process 7, QMP socket /run/q"));

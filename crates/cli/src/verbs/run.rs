@@ -1,5 +1,6 @@
 //! `elision run`: becomes a QEMU that can be saved well.
 
+use crate::agent;
 use crate::args::RunArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -24,7 +25,15 @@ pub(crate) fn run(args: &RunArgs, out: &mut Output) -> Result<Exit, Failure> {
         Some(path) => absolute(path)?,
         None => sockets::default_path(&args.name)?,
     };
-    let prepared = prepare(&args.command, &socket)?;
+    let (mut command, mut port) = (args.command.clone(), None);
+    if args.agent {
+        let socket = socket.with_extension("agent");
+        sockets::check_free(&socket)?;
+        command.extend(agent::port_words(&socket));
+        port = Some(format!("a port for the guest's agent: {}", socket.display()));
+    }
+    let mut prepared = prepare(&command, &socket)?;
+    prepared.additions.extend(port);
     sockets::check_free(&prepared.qmp)?;
     let words = Prepares { command: &prepared.command, additions: &prepared.additions, qmp: &prepared.qmp };
     if args.dry_run {

@@ -1,0 +1,124 @@
+//! What the agent of a restored VM is asked for: time, random numbers, identity; and what it has put in order.
+
+use super::client::{AgentError, Client};
+use super::{AgentArgs, AgentPolicy, find};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use elision_qemu::Vm;
+use elision_wire::{Answer, Ask, Identity, Report};
+use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long a restored agent may take for its hello: it first puts in order what needs no host.
+const HELLO_LIMIT: Duration = Duration::from_secs(30);
+/// And for the rest.
+const ORDER_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks whether the agent has opened its port.
+const BREAK: Duration = Duration::from_millis(50);
+const SEED_BYTES: usize = 64;
+
+/// What a restored guest was put in.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Order {
+    /// Version of the agent.
+    pub(crate) version: String,
+    #[serde(flatten)]
+    pub(crate) report: Report,
+}
+
+/// Asks the agent of the VM behind a QMP socket. `expected`: the image has one that knows that it is a copy.
+pub(crate) fn put_in_order(
+    args: &AgentArgs,
+    qmp: &Path,
+    expected: bool,
+    identity: Identity,
+) -> Result<Option<Order>, Failure> {
+    let wanted = args.agent_policy == AgentPolicy::Require || args.agent.is_some() || !identity.is_same();
+    if args.agent_policy == AgentPolicy::Off || !(wanted || expected) {
+        return Ok(None);
+    }
+    match ask(args, qmp, identity) {
+        Ok(order) => Ok(Some(order)),
+        Err(failure) if wanted => Err(failure
+            .with_exit(Exit::Failed)
+            .with_help("The VM runs, but the agent in it has not said that it put the guest in order")),
+        Err(failure) => {
+            tracing::warn!("The VM runs, but its agent is of no use: {failure}");
+            Ok(None)
+        }
+    }
+}
+
+fn ask(args: &AgentArgs, qmp: &Path, identity: Identity) -> Result<Order, Failure> {
+    let failed = |error: AgentError| Failure::from_error(Exit::Failed, &error);
+    let socket = match &args.agent {
+        Some(socket) => socket.clone(),
+        None => {
+            let mut vm = Vm::attach(qmp)?;
+            let until = Instant::now() + HELLO_LIMIT;
+            loop {
+                match find::port(&mut vm)? {
+                    Some(port) if port.open => break port.socket,
+                    Some(_) if Instant::now() < until => std::thread::sleep(BREAK),
+                    Some(_) => return Err(failed(AgentError::Silent(HELLO_LIMIT))),
+                    None => {
+                        return Err(Failure::new(Exit::Failed, "The restored VM has no port for an agent"));
+                    }
+                }
+            }
+        }
+    };
+    let mut client = Client::connect(&socket, HELLO_LIMIT).map_err(failed)?;
+    let mut seed = [0; SEED_BYTES];
+    let random = Path::new("/dev/urandom");
+    File::open(random)
+        .and_then(|mut f| f.read_exact(&mut seed))
+        .map_err(|e| Failure::io("read", random, &e))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ask = Ask::Restored {
+        unix_time_ns: u64::try_from(now.as_nanos()).ok(),
+        seed: Some(seed.iter().map(|byte| format!("{byte:02x}")).collect()),
+        identity,
+    };
+    match client.ask(&ask, ORDER_LIMIT).map_err(failed)? {
+        Answer::Restored(report) => Ok(Order { version: client.version.clone(), report }),
+        _ => Err(failed(AgentError::OtherAnswer)),
+    }
+}
+
+/// In words, one line for each thing.
+pub(crate) fn lines(order: &Order) -> Vec<String> {
+    let Order { version, report } = order;
+    let mut lines = vec![format!("Agent {version}:")];
+    let mut add = |text: String| lines.push(format!("  {text}"));
+    if report.noticed {
+        add(format!(
+            "ended {} control groups with {} processes",
+            report.groups_ended, report.processes_ended
+        ));
+    } else {
+        add("did not know that it is in a copy: nothing was frozen for the save".to_owned());
+    }
+    if report.reseeded {
+        add("stirred the kernel's random numbers".to_owned());
+    }
+    if let Some(ms) = report.clock_ms {
+        add(format!(
+            "set the clock by {:.3} s",
+            std::time::Duration::from_millis(ms.unsigned_abs()).as_secs_f64()
+        ));
+    }
+    for (what, value) in [("name", &report.hostname), ("machine id", &report.machine_id)] {
+        if let Some(value) = value {
+            add(format!("gave the machine the {what} {value}"));
+        }
+    }
+    if report.hooks > 0 {
+        add(format!("ran {} hooks", report.hooks));
+    }
+    report.notes.iter().for_each(|text| add(text.clone()));
+    lines
+}

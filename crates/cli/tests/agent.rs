@@ -1,0 +1,361 @@
+//! The agent in a guest: excluded processes stand still at the stop of a save, the source goes on unharmed, and the
+//! restored guest puts itself in order, with and without Elision on the host.
+
+mod support;
+
+#[path = "support/agent.rs"]
+mod port;
+
+use elision_testbed::{Endpoints, Guest, GuestOptions, RamMode, Spawn, Status, counters, pages};
+use elision_wire::{
+    Answer, Ask, Capability, Done, Envelope, Generation, Nonce, Reason, VERSIONS, Versions, encode,
+};
+use port::{Client, LOG, Port, false_agent, options, start};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use support::{Images, elision, json, refuses, save, sh, words};
+
+fn log(guest: &mut Guest) -> String {
+    sh(guest, &format!("cat {LOG}"))
+}
+
+/// Processes of a container that never rest: they count, fork, and have 50 threads.
+fn busy_container(guest: &mut Guest) -> Vec<(String, i32)> {
+    ["spin", "fork=8", "threads=50", "sleep=5ms"]
+        .iter()
+        .map(|mode| {
+            let spawned = guest.control().spawn(&Spawn::new(mode, "heap", mode).cgroup("vault")).expect(mode);
+            ((*mode).to_owned(), spawned.pid)
+        })
+        .collect()
+}
+
+/// How often the processes have counted.
+fn counted(guest: &mut Guest, processes: &[(String, i32)]) -> Vec<u64> {
+    let now = guest.control().counters().expect("counters");
+    let count = |label: &str| now.iter().find(|c| c.label == label).map_or(0, |c| c.count);
+    processes.iter().map(|(label, _)| count(label)).collect()
+}
+
+/// Waits until something holds in the guest.
+fn wait_for(guest: &mut Guest, command: &str) -> String {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let result = guest.control().sh(command).expect("the guest answers");
+        if matches!(result.status, Status::Exited { code: 0, .. }) {
+            return result.output;
+        }
+        assert!(Instant::now() < until, "{command}: {}", result.output);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn save_with_agent(guest: &Guest, image: &Path, policy: &str) -> std::process::Output {
+    let mut command = save(guest, image, &["cgroup=/vault"]);
+    command.args(["--agent-policy", policy, "--json"]).output().expect("elision starts")
+}
+
+#[test]
+fn a_busy_container_stands_still_and_a_copy_ends_it_by_itself() {
+    let times = if pages::in_full() { 200 } else { 5 };
+    let (port, clone_port) = (Port::new(), Port::new());
+    let base = options("6.12");
+    let mut guest = port.added_to(&base).boot().expect("the guest boots");
+    start(&mut guest);
+    let processes = busy_container(&mut guest);
+    let images = Images::new();
+    let image = images.path("image");
+    let mut ratios = Vec::new();
+    for round in 0..times {
+        let _ = std::fs::remove_dir_all(&image);
+        let output = save_with_agent(&guest, &image, "require");
+        assert!(output.status.success(), "round {round}: {}", words(&output));
+        let saved: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        println!("{} looks, pause {} ms, agent {}", saved["looks"], saved["pause_ms"], saved["agent"]);
+        assert_eq!(saved["agent"]["calm"], true, "round {round}: {saved}");
+        assert_eq!(saved["looks"], 1, "round {round}: {saved}");
+        let ms = |value: &Value| value.as_f64().expect("a time");
+        ratios.push(ms(&saved["agent"]["calm_ms"]) / ms(&saved["pause_ms"]));
+    }
+    println!("frozen / pause: {ratios:?}");
+
+    // The source goes on.
+    let before = counted(&mut guest, &processes);
+    std::thread::sleep(Duration::from_millis(500));
+    let after = counted(&mut guest, &processes);
+    assert!(before.iter().zip(&after).all(|(b, a)| b < a), "{before:?} {after:?}");
+    assert_eq!(sh(&mut guest, "cat /sys/fs/cgroup/vault/cgroup.freeze").trim(), "0");
+    assert!(!log(&mut guest).contains("restored"), "{}", log(&mut guest));
+    drop(guest);
+
+    // A copy without a host's help: nobody runs, and the agent ends the group.
+    let ram = elision_image::Image::open(&image).expect("an image").ram().expect("its RAM");
+    let in_image = counters::find(&ram).expect("counters");
+    let mut restored = by_hand(&clone_port.added_to(&base), &image);
+    wait_for(&mut restored, "grep -q 'populated 0' /sys/fs/cgroup/vault/cgroup.events");
+    let said = wait_for(&mut restored, &format!("grep 'was restored' {LOG}"));
+    assert_eq!(said.lines().count(), 1);
+    wait_for(&mut restored, "[ $(cat /sys/fs/cgroup/vault/cgroup.freeze) = 0 ]");
+    for ((label, pid), now) in processes.iter().zip(counted(&mut restored, &processes)) {
+        let hash = counters::label_hash(label);
+        let count = in_image.iter().find(|c| c.label == hash).expect("a counter").count;
+        assert_eq!(now, count, "{label} ran in the copy");
+        assert!(matches!(restored.control().status(*pid), Ok(Status::Signalled { signal: 9, .. })));
+    }
+    assert_eq!(restored.console_problems(), Vec::<String>::new());
+}
+
+/// Restores without asking the agent for anything.
+fn by_hand(options: &GuestOptions, image: &Path) -> Guest {
+    restore_with(options, image, &["--agent-policy", "off"]).0
+}
+
+/// Restores with these arguments; gives the guest and what the command said.
+fn restore_with(options: &GuestOptions, image: &Path, args: &[&str]) -> (Guest, Value) {
+    let options = options.clone().ram(RamMode::Plain);
+    let folder = GuestOptions::new_folder().expect("a folder");
+    let mut command = elision();
+    command.arg("restore").arg(image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket()).args(args);
+    command.args(["--json", "--"]).args(options.command_in(&folder).expect("a command"));
+    let output = command.output().expect("elision starts");
+    assert!(output.status.success(), "{command:?} failed: {}", words(&output));
+    let said = serde_json::from_slice(&output.stdout).expect("JSON");
+    (options.attach(&folder).expect("the restored guest answers"), said)
+}
+
+const FREEZE_FILE: &str = "/sys/fs/cgroup/vault/cgroup.freeze";
+
+fn is_frozen(guest: &mut Guest) -> bool {
+    sh(guest, &format!("cat {FREEZE_FILE}")).trim() == "1"
+}
+
+/// Waits until the container runs on; gives how long that took in seconds, or so.
+fn runs_on(guest: &mut Guest, what: &str) {
+    let begin = Instant::now();
+    while is_frozen(guest) {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{what}: still frozen; {}", log(guest));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("{what}: runs on after {:?}", begin.elapsed());
+}
+
+/// The agent itself, without its watchdog.
+const AGENT: &str = "$(cat /run/agent.pid)";
+
+#[test]
+fn nothing_stays_frozen_whatever_happens_to_host_or_agent() {
+    let port = Port::new();
+    let mut guest = port.added_to(&options("6.12")).boot().expect("the guest boots");
+    start(&mut guest);
+    guest.control().spawn(&Spawn::new("spin", "heap", "spin").cgroup("vault")).expect("a process");
+    let long = Duration::from_secs(50);
+    let frozen = |guest: &mut Guest, limit| {
+        let mut client = Client::connect(&port);
+        client.freeze("/vault", limit);
+        assert!(is_frozen(guest), "control: it is not frozen");
+        client
+    };
+
+    let client = frozen(&mut guest, long);
+    drop(client);
+    runs_on(&mut guest, "the host is gone");
+
+    let client = frozen(&mut guest, Duration::from_secs(1));
+    runs_on(&mut guest, "the time is over");
+    drop(client);
+
+    let mut client = frozen(&mut guest, long);
+    let late = client.ask(&Ask::Hello { versions: VERSIONS });
+    assert!(
+        matches!(late, Some(Answer::Hello { .. })) && is_frozen(&mut guest),
+        "the same host may ask again"
+    );
+    sh(&mut guest, &format!("kill -9 {AGENT}"));
+    runs_on(&mut guest, "the agent was killed");
+    drop(client);
+
+    start(&mut guest);
+    let client = frozen(&mut guest, Duration::from_secs(2));
+    sh(&mut guest, &format!("kill -STOP {AGENT}"));
+    runs_on(&mut guest, "the agent hangs");
+    let images = Images::new();
+    refuses(&mut save_by(&guest, &images.path("hung"), "require"), 3, &["did not answer"]);
+    let output = save_by(&guest, &images.path("hung"), "use").output().expect("elision starts");
+    assert!(output.status.success(), "a save beside a hung agent: {}", words(&output));
+    assert!(!is_frozen(&mut guest));
+    sh(&mut guest, &format!("kill -CONT {AGENT}"));
+    drop(client);
+
+    let client = frozen(&mut guest, long);
+    // Both at once: stopped first, so that neither sees the other end.
+    let all = |signal: &str| {
+        let is_agent = "[ \"$(cat $p/comm)\" = elision-agent ]";
+        format!("for p in /proc/[0-9]*; do {is_agent} && kill -{signal} ${{p#/proc/}}; done; true")
+    };
+    sh(&mut guest, &all("STOP"));
+    sh(&mut guest, &all("KILL"));
+    drop(client);
+    assert!(is_frozen(&mut guest), "control: nobody is there to let it run on");
+    start(&mut guest);
+    runs_on(&mut guest, "agent and watchdog were killed, and the agent was started again");
+
+    // Noise does not end it, another version is refused, and a question out of order too.
+    let mut noisy = Client::silent(&port);
+    noisy.bytes(&[0xff; 5000]);
+    noisy.bytes(b"\xff\x02\x00\x00{}\xff\x7f\x7f\x7f{\xff\x05\x00\x00[[[");
+    noisy.bytes(&[b'x'; 100_000]);
+    drop(noisy);
+    let mut client = Client::connect(&port);
+    let newer = Ask::Hello { versions: Versions { from: 9, to: 10 } };
+    assert!(matches!(client.ask(&newer), Some(Answer::Refused { reason: Reason::Version, .. })));
+    assert!(matches!(client.ask(&Ask::Thaw), Some(Answer::Refused { reason: Reason::Late, .. })));
+    let mut other = Client::silent(&port);
+    drop(client);
+    assert!(matches!(other.ask(&Ask::Thaw), Some(Answer::Refused { reason: Reason::Order, .. })));
+    assert_eq!(guest.console_problems(), Vec::<String>::new());
+}
+
+fn save_by(guest: &Guest, image: &Path, policy: &str) -> Command {
+    let mut command = save(guest, image, &["cgroup=/vault"]);
+    command.args(["--agent-policy", policy]);
+    command
+}
+
+/// What a false agent says to one question: the right form, and nothing of it is true.
+fn lie(ask: &Envelope<Ask>) -> Vec<u8> {
+    let body = match ask.body {
+        Ask::Hello { .. } => Answer::Hello {
+            versions: VERSIONS,
+            agent: "\x1b[2Jfalse".to_owned(),
+            may: vec![Capability::Calm],
+            generation: Generation { pid: 1, address: 0xffff_8880_0000_1000, nonce: Nonce::from([7; 16]) },
+        },
+        _ => Answer::Done(Done { processes: u32::MAX, notes: vec!["\x1b[2J".to_owned()] }),
+    };
+    encode(&Envelope { session: ask.session, id: ask.id, body }).expect("a frame")
+}
+
+#[test]
+fn a_save_beside_a_false_agent_goes_on_or_is_refused() {
+    let mut guest = options("6.12").boot().expect("the guest boots");
+    guest.control().spawn(&Spawn::new("spin", "heap", "spin").cgroup("vault")).expect("a process");
+    let images = Images::new();
+    type Act = Box<dyn FnMut(&Envelope<Ask>) -> Option<Vec<u8>> + Send>;
+    let is_hello = |ask: &Envelope<Ask>| matches!(ask.body, Ask::Hello { .. });
+    let agents: Vec<(&str, Act)> = vec![
+        ("lies", Box::new(|ask| Some(lie(ask)))),
+        ("is silent", Box::new(|_| Some(Vec::new()))),
+        ("ends the connection", Box::new(|_| None)),
+        ("ends it after the hello", Box::new(move |ask| is_hello(ask).then(|| lie(ask)))),
+        ("floods", Box::new(|_| Some(vec![b'x'; 8 << 20]))),
+        ("answers others", Box::new(|ask| Some(lie(&Envelope { session: 0, ..ask.clone() }).repeat(2000)))),
+        (
+            "answers with a hello to all",
+            Box::new(|ask| Some(lie(&Envelope { body: Ask::Hello { versions: VERSIONS }, ..ask.clone() }))),
+        ),
+    ];
+    for (what, act) in agents {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("agent");
+        false_agent(&socket, act);
+        let image = images.path("image");
+        let by = |policy: &str| -> Output {
+            let mut command = save_by(&guest, &image, policy);
+            command.arg("--agent").arg(&socket).arg("--json").output().expect("elision starts")
+        };
+        let refused = by("require");
+        assert_eq!(refused.status.code(), Some(3), "{what}: {}", words(&refused));
+        assert!(!image.exists(), "{what}");
+        let done = by("use");
+        assert!(done.status.success(), "{what}: {}", words(&done));
+        let saved: Value = serde_json::from_slice(&done.stdout).expect("JSON");
+        assert_eq!(saved["agent"]["calm"], false, "{what}: {saved}");
+        println!("{what}: {}", saved["agent"]["notes"]);
+        assert_eq!(guest.endpoints().run_state().expect("a state"), "running", "{what}");
+        std::fs::remove_dir_all(&image).expect("the image");
+    }
+}
+
+/// Seconds by which the guest's clock is behind the host's.
+fn behind(guest: &mut Guest) -> i64 {
+    let guest = sh(guest, "date +%s").trim().parse::<i64>().expect("a number");
+    let host = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
+    i64::try_from(host).expect("a time") - guest
+}
+
+/// The same few steps in each clone, so that what is drawn there can be compared.
+fn drawn(guest: &mut Guest) -> String {
+    sh(guest, "head -c 16 /dev/urandom | od -An -tx1").trim().to_owned()
+}
+
+#[test]
+fn clones_differ_and_are_put_in_order() {
+    let port = Port::new();
+    let base = options("6.12").vcpus(1);
+    let mut guest = port.added_to(&base).boot().expect("the guest boots");
+    sh(&mut guest, "mkdir -p /etc/elision/agent.d /etc/elision/hooks.d; echo old > /etc/machine-id");
+    sh(
+        &mut guest,
+        "echo 'allow = [\"calm\", \"prepare\", \"random\", \"clock\", \"hooks\"]' > /etc/elision/agent.toml
+        echo 'allow = [\"calm\", \"random\", \"clock\", \"hooks\", \"identity\"]' > /etc/elision/agent.d/50.toml
+        printf '#!/bin/sh\\necho $1 >> /run/hooks\\n' > /etc/elision/hooks.d/10
+        printf '#!/bin/sh\\nexit 7\\n' > /etc/elision/hooks.d/20
+        chmod 755 /etc/elision/hooks.d/*",
+    );
+    start(&mut guest);
+    guest.control().spawn(&Spawn::new("spin", "heap", "spin").cgroup("vault")).expect("a process");
+    let images = Images::new();
+    let (plain, image) = (images.path("plain"), images.path("image"));
+    json(&mut save_by(&guest, &plain, "off"));
+    let saved = json(&mut save_by(&guest, &image, "require"));
+    let notes = saved["agent"]["notes"].to_string();
+    assert!(notes.contains("hook 20 before-save") && notes.contains("hook 20 after-save"), "{notes}");
+    assert_eq!(sh(&mut guest, "cat /run/hooks"), "before-save\nafter-save\n");
+    drop(guest);
+    std::thread::sleep(Duration::from_secs(4)); // the clocks of copies are behind by this
+
+    // The control: without an agent's work two copies draw the same, and their clock is behind.
+    let mut without: Vec<_> = Vec::new();
+    for _ in 0..2 {
+        let mut clone = by_hand(&Port::new().added_to(&base), &plain);
+        assert!(behind(&mut clone) >= 3, "control: the clock is right without an agent");
+        without.push(drawn(&mut clone));
+    }
+    println!("without an agent: {without:?}");
+    assert_eq!(without[0], without[1], "control: copies differ without an agent");
+
+    // Nobody on the host helps.
+    let mut alone: Vec<_> = Vec::new();
+    for _ in 0..2 {
+        let mut clone = by_hand(&Port::new().added_to(&base), &image);
+        wait_for(&mut clone, "grep -q after-restore /run/hooks");
+        assert!(behind(&mut clone) <= 2, "{}", log(&mut clone));
+        alone.push(drawn(&mut clone));
+    }
+    println!("by themselves: {alone:?}");
+    assert_ne!(alone[0], alone[1]);
+    assert!(!alone.contains(&without[0]));
+
+    // With the host.
+    let mut ids = Vec::new();
+    for name in ["red", "blue"] {
+        let port = Port::new();
+        let args = ["--hostname", name, "--new-machine-id"];
+        let (mut clone, said) = restore_with(&port.added_to(&base), &image, &args);
+        println!("{}", said["agent"]);
+        let agent = &said["agent"];
+        assert_eq!((&agent["noticed"], &agent["reseeded"]), (&true.into(), &true.into()), "{agent}");
+        assert_eq!((&agent["groups_ended"], &agent["hooks"]), (&1.into(), &1.into()), "{agent}");
+        assert!(agent["clock_ms"].as_i64() >= Some(2000), "{agent}");
+        assert!(agent["notes"].to_string().contains("hook 20 after-restore"), "{agent}");
+        assert!(behind(&mut clone).abs() <= 1);
+        assert_eq!(sh(&mut clone, "hostname").trim(), name);
+        assert_eq!(sh(&mut clone, "cat /run/hooks"), "before-save\nafter-restore\n");
+        let id = sh(&mut clone, "cat /etc/machine-id").trim().to_owned();
+        assert_eq!(agent["machine_id"], id.as_str());
+        ids.push(id);
+    }
+    assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 32), "{ids:?}");
+}
