@@ -37,6 +37,7 @@ install_missing() {
     have cargo cargo
     if [ -n "${ELISION_ALL-}" ]; then have mmdebstrap mmdebstrap; fi
     if [ "${1-}" = tests ]; then
+        have qemu-img qemu-utils
         have mke2fs e2fsprogs
         have mkfs.xfs xfsprogs
         have mkfs.btrfs btrfs-progs

@@ -174,6 +174,7 @@ pub(crate) struct SaveArgs {
 #[command(after_long_help = "\
 Examples:
   elision restore web.elision
+  elision restore web.elision --clones 10
   elision restore web.elision --qmp clone.qmp -- \\
       qemu-system-x86_64 -m 2G -drive file=clone.qcow2,if=virtio")]
 pub(crate) struct RestoreArgs {
@@ -183,6 +184,16 @@ pub(crate) struct RestoreArgs {
     /// Where the restored VM's QMP socket shall stand; by default in the user's runtime folder.
     #[arg(long, value_name = "SOCK", value_hint = ValueHint::FilePath)]
     pub(crate) qmp: Option<PathBuf>,
+    /// Start so many VMs, each with a folder of its own for its sockets, its logs and what it writes to its disks.
+    ///
+    /// Disks must be given by -drive with their format; each VM gets an overlay over each disk that it may write.
+    /// Memory of the image is shared by all. Network cards have the same addresses in all: give
+    /// each a network of its own, or let the guest change them.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), conflicts_with_all = ["qmp", "log"])]
+    pub(crate) clones: Option<u16>,
+    /// The folder for the clones, which must not exist yet; by default IMAGE-clones.
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath, requires = "clones")]
+    pub(crate) folder: Option<PathBuf>,
     /// Leave the VM paused.
     #[arg(long)]
     pub(crate) paused: bool,

@@ -2,11 +2,12 @@
 
 mod support;
 
-use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, secret};
-use serde_json::json;
+use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, modules, secret};
+use serde_json::{Value, json};
+use std::fs::File;
 use std::process::{Child, Stdio};
 use std::time::Duration;
-use support::{Images, copies, elision, json as result, refuses, restore, save, words};
+use support::{Images, copies, elision, json as result, refuses, restore, save, sh, words};
 
 #[test]
 fn two_clones_of_one_image_run_at_the_same_time_and_apart() {
@@ -87,4 +88,81 @@ fn a_plain_command_started_by_run_can_be_saved_and_restored() {
     let audit = elision().arg("audit").arg(&elided).output().expect("elision starts");
     assert_eq!(audit.status.code(), Some(2), "an audit without secrets: {}", words(&audit));
     assert_eq!(secret("victim").len(), 32);
+}
+
+/// Clones that are ended with the test.
+struct Clones(Vec<u64>);
+
+impl Drop for Clones {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+#[test]
+fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
+    let images = Images::new();
+    let disk = images.path("disk.img");
+    File::create(&disk).and_then(|file| file.set_len(1 << 20)).expect("a disk");
+    let drive = format!("file={},if=none,id=disk,format=raw,cache=unsafe", disk.display());
+    let options = GuestOptions::new("6.1").extra(&["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
+    let files = modules::with_needs(&options.kernel().expect("a kernel"), &["virtio_pci", "virtio_blk"])
+        .expect("modules");
+    let load: Vec<_> = files.iter().map(|(name, _)| format!("insmod /{name}")).collect();
+    let options = options.files(files);
+    let mut guest = options.boot().expect("the guest boots");
+    sh(
+        &mut guest,
+        &format!(
+            "{} && until [ -b /dev/vda ]; do sleep 0.1; done; echo source | dd of=/dev/vda && sync",
+            load.join(" && ")
+        ),
+    );
+    guest.control().spawn(&Spawn::new("bystander", "heap", "sleep=20ms")).expect("a bystander");
+    let image = images.path("image");
+    result(&mut save(&guest, &image, &[]));
+
+    let folder = images.path("image-clones");
+    let clone = || {
+        let mut command = elision();
+        command.arg("restore").arg(&image).args(["--clones", "3"]);
+        command
+    };
+    refuses(&mut clone(), 4, &["disk.img is being written", "a copy of the disk"]);
+    assert!(!folder.exists(), "something is left of clones that did not start");
+    // Ends the VM, and keeps its folder with the initramfs.
+    let _ = guest.endpoints().qmp("quit", &json!({}));
+    let cloned = loop {
+        let output = clone().arg("--json").output().expect("elision starts");
+        if output.status.success() {
+            break serde_json::from_slice::<Value>(&output.stdout).expect("JSON");
+        }
+        assert!(words(&output).contains("is being written"), "{}", words(&output)); // it is ending
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let vms = cloned["clones"].as_array().expect("a list");
+    let _clones = Clones(vms.iter().filter_map(|vm| vm["pid"].as_u64()).collect());
+    refuses(&mut clone(), 4, &["image-clones", "--folder"]);
+    for n in 1..=3 {
+        let mut control =
+            Endpoints::new(folder.join(n.to_string())).connect(Duration::from_secs(60)).expect("it answers");
+        let mut sh = |command: &str| control.sh(command).expect("a shell").output.trim().to_owned();
+        assert_eq!(sh("head -n 1 /dev/vda"), "source", "clone {n}");
+        sh(&format!("echo clone-{n} | dd of=/dev/vda && sync && echo 3 > /proc/sys/vm/drop_caches"));
+        assert_eq!(sh("head -n 1 /dev/vda"), format!("clone-{n}"));
+        let before = control.count("bystander").expect("counters");
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(control.count("bystander").expect("counters") > before, "clone {n} stands still");
+    }
+    let first = &std::fs::read(&disk).expect("the disk")[..16];
+    assert!(
+        first.starts_with(
+            b"source
+"
+        ),
+        "a clone has written to the source's disk: {first:?}"
+    );
+    assert_eq!(vms.len(), 3);
 }

@@ -89,13 +89,13 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// The manifest is of a format that this version does not know.
-    #[error("{path} has image format {found}, but this version reads format {known}: use a newer version")]
+    #[error("{path} has image format {found}, but this version reads formats {} to {known}: use {}", crate::FORMAT, if *found > u64::from(*known) { "a newer version" } else { "the version that wrote it" })]
     Format {
         /// The image.
         path: PathBuf,
         /// Its format.
         found: u64,
-        /// The format known here.
+        /// The newest format known here.
         known: u32,
     },
     /// The manifest is not one.

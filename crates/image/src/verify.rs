@@ -27,7 +27,9 @@ pub enum Problem {
     },
     /// A chunk of the RAM file is not the one that was written.
     RamChunk {
-        /// Where it begins.
+        /// The file that holds it.
+        file: &'static str,
+        /// Where it begins in the plain RAM file.
         offset: FileOffset,
         /// Its length.
         len: u64,
@@ -60,8 +62,8 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Checksum { file } => write!(f, "{file} was changed or damaged: its checksum differs"),
-            Self::RamChunk { offset, len } => {
-                write!(f, "The RAM file was changed or damaged in the {len} bytes from offset {offset}")
+            Self::RamChunk { file, offset, len } => {
+                write!(f, "{file} was changed or damaged in the {len} bytes from offset {offset}")
             }
             Self::NotDropped { gfn, reason } => {
                 write!(f, "Frame {gfn} was to be left out ({reason:?}) but holds data")
@@ -163,7 +165,7 @@ fn compare(sums: &RamFile, found: &[Option<Hash>], file: &'static str, problems:
     let differing = (0_u64..).zip(expected.iter().zip(found)).filter(|(_, (a, b))| Some(**a) != **b);
     problems.extend(differing.take(LISTED).map(|(i, _)| {
         let start = i * sums.chunk_bytes;
-        Problem::RamChunk { offset: FileOffset(start), len: sums.chunk_bytes.min(sums.bytes - start) }
+        Problem::RamChunk { file, offset: FileOffset(start), len: sums.chunk_bytes.min(sums.bytes - start) }
     }));
     if checksum::root(&expected).to_hex().as_str() != sums.root {
         problems.push(Problem::Checksum { file });

@@ -71,7 +71,10 @@ fn manifests_are_checked() {
         assert!(error.contains(part), "{error}");
         fs::write(f.image.join("manifest.json"), &whole).unwrap();
     };
-    bad(|m| m["format"] = 1.into(), "has image format 1, but this version reads format 2");
+    bad(
+        |m| m["format"] = 1.into(),
+        "has image format 1, but this version reads formats 2 to 3: use the version that wrote it",
+    );
     bad(|m| m["format"] = "1".into(), "invalid type");
     bad(|m| drop(m.as_object_mut().unwrap().remove("vmm")), "missing field `vmm`");
     bad(|m| m["ram_layout"] = serde_json::json!([]), "RAM layout is empty");
@@ -96,7 +99,7 @@ fn changed_bytes_are_found_by_their_chunk() {
     let f = fixture();
     change(&f.image.join("ram.img"), 5 << 20, b"changed");
     let image = Image::open(&f.image).unwrap();
-    let chunk = Problem::RamChunk { offset: FileOffset(4 << 20), len: 4 << 20 };
+    let chunk = Problem::RamChunk { file: "ram.img", offset: FileOffset(4 << 20), len: 4 << 20 };
     assert_eq!(image.verify(&|_| ()).unwrap(), [chunk]);
     let f = fixture();
     change(&f.image.join("state.bin"), 0, b"D");

@@ -19,6 +19,7 @@ mod guardian;
 mod layout;
 mod maps;
 mod migration;
+mod overlay;
 mod process;
 mod qmp;
 mod registers;
@@ -29,7 +30,9 @@ mod stream;
 mod sys;
 mod vm;
 
-pub use command::{BlockFile, Prepared, RestoreOptions, for_restore, fresh_guid, prepare};
+pub use command::{
+    BlockFile, Overlay, Prepared, RestoreOptions, for_clone, for_restore, fresh_guid, prepare,
+};
 pub use error::{QemuError, Result};
 pub use guardian::{Duty, Guardian, guard_main};
 pub use layout::{HiddenRange, VmRam};

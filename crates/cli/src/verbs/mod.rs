@@ -1,6 +1,7 @@
 //! One file for each verb.
 
 pub(crate) mod audit;
+mod clones;
 pub(crate) mod generate;
 pub(crate) mod guard;
 pub(crate) mod inspect;

@@ -1,5 +1,6 @@
 //! `elision restore`: starts a VM from an image.
 
+use super::clones;
 use crate::agent::{self, Order};
 use crate::args::RestoreArgs;
 use crate::exit::Exit;
@@ -19,14 +20,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(Serialize)]
-struct RestoredVm {
+pub(super) struct RestoredVm {
     image: PathBuf,
-    pid: u32,
-    qmp: PathBuf,
+    pub(super) pid: u32,
+    pub(super) qmp: PathBuf,
     running: bool,
     command: Vec<String>,
-    /// From the start of this command until the VM runs.
-    total_ms: f64,
+    /// From the start of this command, or of this clone, until the VM runs.
+    pub(super) total_ms: f64,
     /// What the guest's agent has put in order, if there is one.
     agent: Option<Order>,
 }
@@ -36,45 +37,63 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
     let image = Image::open(&args.image)?;
     // QEMU would notice some kinds of damage, and run with others.
     image.state()?;
-    let manifest = image.manifest();
-    let recorded = args.command.is_empty();
-    let command = if recorded { &manifest.vmm.command } else { &args.command };
+    if let Some(number) = args.clones {
+        return clones::run(args, &image, number, begin, out);
+    }
+    let command = if args.command.is_empty() { &image.manifest().vmm.command } else { &args.command };
     let qmp = match &args.qmp {
         Some(path) => absolute(path)?,
         None => sockets::default_path(&socket_name(&args.image))?,
     };
-    sockets::check_free(&qmp)?;
-    let program = command.first().map(String::as_str).unwrap_or_default();
     let bar = out.spinner("restoring");
-    let blocks = manifest.ram_blocks();
+    let vm = one(args, &image, command, &qmp, begin);
+    bar.finish_and_clear();
+    let mut vm = vm?;
+    vm.put_in_order(args, &image)?;
+    out.result(&vm, human)?;
+    Ok(Exit::Done)
+}
+
+/// Starts one VM.
+pub(super) fn one(
+    args: &RestoreArgs,
+    image: &Image,
+    command: &[String],
+    qmp: &Path,
+    begin: Instant,
+) -> Result<RestoredVm, Failure> {
+    sockets::check_free(qmp)?;
+    let recorded = args.command.is_empty();
+    let program = command.first().map(String::as_str).unwrap_or_default();
+    let blocks = image.manifest().ram_blocks();
     let ram = if image.is_packed() {
         RestoredRam::unpacked(program, image.unpack()?, &blocks)
     } else {
         RestoredRam::new(program, &absolute(&image.ram_path())?, &blocks)
     }?;
-    let options = RestoreOptions { ram: ram.files(), qmp: &qmp, guid: &fresh_guid()? };
+    let options = RestoreOptions { ram: ram.files(), qmp, guid: &fresh_guid()? };
     let command = for_restore(command, &options)?;
-    refuse_clash(&command, &image, recorded)?;
-
+    refuse_clash(&command, image, recorded)?;
     let state = image.state_path();
     let log = args.log.as_deref();
     let run = !args.paused;
-    let request = RestoreRequest { command: &command, qmp: &qmp, state: &state, folder: None, log, run };
-    let restored = restore(&request);
-    bar.finish_and_clear();
-    let pid = restored.map_err(|e| explained(e, &args.image, recorded))?.child.id();
+    let request = RestoreRequest { command: &command, qmp, state: &state, folder: None, log, run };
+    let pid = restore(&request).map_err(|e| explained(e, &args.image, recorded))?.child.id();
     let total_ms = begin.elapsed().as_secs_f64() * 1000.0;
-    let agent = if run { order(args, &image, &qmp)? } else { None };
-    let vm = RestoredVm { image: args.image.clone(), pid, qmp, running: run, command, total_ms, agent };
-    out.result(&vm, human)?;
-    Ok(Exit::Done)
+    let (image, qmp) = (args.image.clone(), qmp.to_owned());
+    Ok(RestoredVm { image, pid, qmp, running: run, command, total_ms, agent: None })
 }
 
-/// Lets the guest's agent put it in order. It is expected if it was marked in the image.
-fn order(args: &RestoreArgs, image: &Image, qmp: &Path) -> Result<Option<Order>, Failure> {
-    let expected = image.manifest().plan.edited_bytes.contains_key(&EditReason::Agent);
-    let identity = Identity { hostname: args.hostname.clone(), new_machine_id: args.new_machine_id };
-    agent::put_in_order(&args.agent, qmp, expected, identity)
+impl RestoredVm {
+    /// Lets the guest's agent put it in order. It is expected if it was marked in the image.
+    pub(super) fn put_in_order(&mut self, args: &RestoreArgs, image: &Image) -> Result<(), Failure> {
+        if self.running {
+            let expected = image.manifest().plan.edited_bytes.contains_key(&EditReason::Agent);
+            let identity = Identity { hostname: args.hostname.clone(), new_machine_id: args.new_machine_id };
+            self.agent = agent::put_in_order(&args.agent, &self.qmp, expected, identity)?;
+        }
+        Ok(())
+    }
 }
 
 /// A name for the socket that no other restore of the image uses.
