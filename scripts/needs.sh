@@ -39,6 +39,7 @@ install_missing() {
     if [ "${1-}" = tests ]; then
         have qemu-img qemu-utils
         have mke2fs e2fsprogs
+        have python3 python3
         have mkfs.xfs xfsprogs
         have mkfs.btrfs btrfs-progs
     fi

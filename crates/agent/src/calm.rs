@@ -108,6 +108,9 @@ impl Stillness {
             if by_group.is_empty() {
                 return Ok(());
             }
+            if Instant::now() > self.until {
+                return Err(AgentError::Late("Looking for the processes"));
+            }
             for (path, pids) in by_group {
                 let group = self.tree.group(&path)?;
                 let all = group.all_processes()?;

@@ -62,3 +62,12 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+/// Writes a line to the agent's log. A log that does not take it must not end the agent.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "elision-agent: {}", format_args!($($words)*));
+    }};
+}
+pub(crate) use say;

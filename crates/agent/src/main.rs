@@ -19,6 +19,7 @@ mod files;
 mod generation;
 mod hooks;
 mod identity;
+mod notice;
 mod port;
 mod procfs;
 mod random;

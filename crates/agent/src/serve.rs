@@ -3,8 +3,9 @@
 use crate::args::ServeOptions;
 use crate::calm::{self, Stillness};
 use crate::config::Config;
-use crate::error::{AgentError, chain};
+use crate::error::{AgentError, chain, say};
 use crate::hooks::{self, Event};
+use crate::notice::{self, Watchers};
 use crate::port::{Incoming, Port, VirtioPort};
 use crate::watchdog::Watchdog;
 use crate::{files, generation, procfs, restored, swap};
@@ -13,8 +14,10 @@ use elision_wire::{
     note,
 };
 use rustix::mm::{MlockAllFlags, mlockall};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often the word is looked at while processes stand still, and else.
@@ -29,16 +32,21 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) fn run(options: &ServeOptions) -> Result<ExitCode, AgentError> {
     let config = Config::load(options.config.as_deref())?;
     for problem in calm::release_left_over() {
-        eprintln!("elision-agent: {problem}");
+        say!("{problem}");
     }
     // The saver finds the word in memory, and an agent in swap could not be quick.
     if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE) {
-        eprintln!("elision-agent: cannot lock its memory: {error}");
+        say!("cannot lock its memory: {error}");
     }
     generation::begin()?;
     let watchdog = Watchdog::start()?;
     let mut port = VirtioPort::open(options.port.as_deref(), PORT)?;
-    let mut agent = Agent { config, watchdog, session: None, still: None, report: None };
+    let watchers = Watchers::listen(Path::new(notice::SOCKET)).unwrap_or_else(|error| {
+        say!("programs cannot be told of a restore: {}", chain(&error));
+        Watchers::default()
+    });
+    let mut agent =
+        Agent { config, watchdog, watchers, session: None, still: None, preparing: None, report: None };
     let mut reader = Reader::default();
     let mut buffer = [0; 4096];
     loop {
@@ -58,13 +66,13 @@ pub(crate) fn run(options: &ServeOptions) -> Result<ExitCode, AgentError> {
             let answer = match message {
                 Ok(message) => agent.answer(message),
                 Err(error) => {
-                    eprintln!("elision-agent: {error}");
+                    say!("{error}");
                     continue;
                 }
             };
             // That an answer does not arrive is the host's to notice.
             if let Err(error) = send(&mut port, &answer) {
-                eprintln!("elision-agent: {}", chain(&error));
+                say!("{}", chain(&error));
             }
         }
     }
@@ -78,9 +86,12 @@ fn send(port: &mut impl Port, answer: &Envelope<Answer>) -> Result<(), AgentErro
 struct Agent {
     config: Config,
     watchdog: Watchdog,
+    watchers: Watchers,
     /// The host's, since its last hello.
     session: Option<u64>,
     still: Option<Stillness>,
+    /// The last save's preparation, which a disk may hold up.
+    preparing: Option<JoinHandle<()>>,
     /// What was put in order after a restore, until a host has heard of it.
     report: Option<Report>,
 }
@@ -105,15 +116,16 @@ impl Agent {
 
     fn restored(&mut self) {
         hurry(false);
-        eprintln!("elision-agent: this guest was restored from a checkpoint");
+        say!("this guest was restored from a checkpoint");
         self.session = None;
-        let report = restored::by_itself(&self.config, self.still.take());
+        let mut report = restored::by_itself(&self.config, self.still.take());
         self.watchdog.done();
+        report.programs_told = u32::try_from(self.watchers.tell()).unwrap_or(u32::MAX);
         if let Err(error) = generation::begin() {
-            eprintln!("elision-agent: {}", chain(&error));
+            say!("{}", chain(&error));
         }
         for problem in &report.notes {
-            eprintln!("elision-agent: {problem}");
+            say!("{problem}");
         }
         self.report = Some(report);
     }
@@ -123,11 +135,10 @@ impl Agent {
         let still = self.still.take()?;
         match still.thaw() {
             Ok(notes) => {
-                hurry(false);
                 self.watchdog.done();
-                eprintln!("elision-agent: frozen processes run on: {why}");
+                say!("frozen processes run on: {why}");
                 for problem in &notes {
-                    eprintln!("elision-agent: {problem}");
+                    say!("{problem}");
                 }
                 Some(notes)
             }
@@ -193,10 +204,14 @@ impl Agent {
         if !self.config.allows(Capability::Prepare) {
             return Answer::Done(done);
         }
+        if self.preparing.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            note(&mut done.notes, "files are still written for a save before");
+            return Answer::Done(done);
+        }
         // A disk that does not answer must not make the agent one that does not.
         let (sender, receiver) = mpsc::channel();
         let ask = ask.clone();
-        std::thread::spawn(move || {
+        self.preparing = Some(std::thread::spawn(move || {
             let mut meant = procfs::present(&ask.processes);
             meant.extend(calm::processes_of(&ask.groups));
             swap::bring_in(&meant, until);
@@ -205,7 +220,7 @@ impl Agent {
                 rustix::fs::sync();
             }
             let _ = sender.send(meant.len());
-        });
+        }));
         let left = until.saturating_duration_since(Instant::now());
         match receiver.recv_timeout(left) {
             Ok(processes) => done.processes = u32::try_from(processes).unwrap_or(u32::MAX),
@@ -262,6 +277,7 @@ impl Agent {
         if self.still.is_some() {
             return refused(Reason::Order, "Processes stand still");
         }
+        hurry(false);
         if self.config.allows(Capability::Hooks) {
             let until = Instant::now() + self.config.longest_calm;
             let outcome = hooks::run(&self.config.hooks, Event::AfterSave, self.config.hook_limit, until);

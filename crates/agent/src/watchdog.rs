@@ -9,7 +9,7 @@
 //! signal that the saver left pending for each process.
 
 use crate::calm;
-use crate::error::{AgentError, Context};
+use crate::error::{AgentError, Context, say};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io::Write;
@@ -70,7 +70,7 @@ pub(crate) fn run() -> Result<ExitCode, AgentError> {
     loop {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
-            eprintln!("elision-agent: the agent hangs, so its watchdog lets the frozen processes run on");
+            say!("the agent hangs, so its watchdog lets the frozen processes run on");
             act();
             until = None;
             continue;
@@ -103,6 +103,6 @@ pub(crate) fn run() -> Result<ExitCode, AgentError> {
 
 fn act() {
     for problem in calm::release_left_over() {
-        eprintln!("elision-agent: {problem}");
+        say!("{problem}");
     }
 }

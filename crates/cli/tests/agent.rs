@@ -12,6 +12,7 @@ use elision_wire::{
 };
 use port::{Client, LOG, Port, false_agent, options, start};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -59,9 +60,20 @@ fn save_with_agent(guest: &Guest, image: &Path, policy: &str) -> std::process::O
 
 #[test]
 fn a_busy_container_stands_still_and_a_copy_ends_it_by_itself() {
-    let times = if pages::in_full() { 200 } else { 5 };
+    calm_and_ended("6.12", if pages::in_full() { 200 } else { 5 });
+}
+
+/// 5.10 has no `cgroup.kill`.
+#[test]
+fn a_busy_container_stands_still_on_other_kernels() {
+    if pages::in_full() {
+        ["5.10", "6.1", "7"].iter().for_each(|kernel| calm_and_ended(kernel, 5));
+    }
+}
+
+fn calm_and_ended(kernel: &str, times: u32) {
     let (port, clone_port) = (Port::new(), Port::new());
-    let base = options("6.12");
+    let base = options(kernel);
     let mut guest = port.added_to(&base).boot().expect("the guest boots");
     start(&mut guest);
     let processes = busy_container(&mut guest);
@@ -285,9 +297,13 @@ fn behind(guest: &mut Guest) -> i64 {
     i64::try_from(host).expect("a time") - guest
 }
 
-/// The same few steps in each clone, so that what is drawn there can be compared.
-fn drawn(guest: &mut Guest) -> String {
-    sh(guest, "head -c 16 /dev/urandom | od -An -tx1").trim().to_owned()
+/// Random numbers, drawn one after the other. Two copies that have the same keys come through the same numbers, even if one of
+/// them has drawn some more in between.
+fn drawn(guest: &mut Guest) -> BTreeSet<String> {
+    let text = sh(guest, "dd if=/dev/urandom bs=16 count=400 2>/dev/null | od -An -v -tx1 -w16");
+    let numbers: BTreeSet<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    assert_eq!(numbers.len(), 400);
+    numbers
 }
 
 #[test]
@@ -323,8 +339,9 @@ fn clones_differ_and_are_put_in_order() {
         assert!(behind(&mut clone) >= 3, "control: the clock is right without an agent");
         without.push(drawn(&mut clone));
     }
-    println!("without an agent: {without:?}");
-    assert_eq!(without[0], without[1], "control: copies differ without an agent");
+    let same = without[0].intersection(&without[1]).count();
+    println!("without an agent {same} of 400 random numbers are the same");
+    assert!(same > 100, "control: copies differ without an agent");
 
     // Nobody on the host helps.
     let mut alone: Vec<_> = Vec::new();
@@ -334,9 +351,7 @@ fn clones_differ_and_are_put_in_order() {
         assert!(behind(&mut clone) <= 2, "{}", log(&mut clone));
         alone.push(drawn(&mut clone));
     }
-    println!("by themselves: {alone:?}");
-    assert_ne!(alone[0], alone[1]);
-    assert!(!alone.contains(&without[0]));
+    assert!(alone[0].is_disjoint(&alone[1]) && alone.iter().all(|numbers| numbers.is_disjoint(&without[0])));
 
     // With the host.
     let mut ids = Vec::new();
@@ -358,4 +373,100 @@ fn clones_differ_and_are_put_in_order() {
         ids.push(id);
     }
     assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 32), "{ids:?}");
+}
+
+/// Process ids that a save would leave out.
+fn left_out(guest: &Guest, container: &str) -> Vec<i64> {
+    let mut command = elision();
+    command.arg("plan").arg("--qmp").arg(guest.endpoints().qmp_socket());
+    let planned = json(command.args(["--exclude", &format!("container={container}")]));
+    let excluded = planned["excluded"].as_array().expect("a list");
+    excluded.iter().map(|process| process["pid"].as_i64().expect("a number")).collect()
+}
+
+/// Process ids of `sleep N`, as the guest has them.
+fn sleepers(guest: &mut Guest, seconds: &[u32]) -> Vec<i64> {
+    let one = |guest: &mut Guest, n: &u32| {
+        let find = format!(
+            "for p in /proc/[0-9]*; do (tr '\\0' ' ' <$p/cmdline) 2>/dev/null | grep -qx 'sleep {n} ' && echo ${{p#/proc/}}; done; true"
+        );
+        sh(guest, &find).trim().parse().expect("one process")
+    };
+    let mut found: Vec<i64> = seconds.iter().map(|n| one(guest, n)).collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn containers_hold_what_was_started_in_them_and_sessions_are_made_private() {
+    let mut guest = options("6.12").boot().expect("the guest boots");
+    let quiet = "</dev/null >/dev/null 2>&1";
+    // A daemon is a child of the first process, and stays in the container.
+    let command = format!(
+        "setsid elision-agent run vault -- sh -c '(setsid sleep 4001 {quiet} &); exec sleep 4000' {quiet} &"
+    );
+    sh(&mut guest, &command);
+    // A session with a shell, and a job in it; another session beside it.
+    let session =
+        format!("setsid sh -c 'sleep 5001 & elision-agent private >/run/private; exec sleep 5000' {quiet} &");
+    sh(&mut guest, &session);
+    sh(&mut guest, &format!("setsid sleep 6000 {quiet} & sleep 2"));
+
+    let mut vault = left_out(&guest, "vault");
+    vault.sort_unstable();
+    assert_eq!(vault, sleepers(&mut guest, &[4000, 4001]));
+    let said = sh(&mut guest, "cat /run/private");
+    let name = said.trim().rsplit('=').next().expect("a name").to_owned();
+    let mut private = left_out(&guest, &name);
+    private.sort_unstable();
+    assert_eq!(private, sleepers(&mut guest, &[5000, 5001]), "{said}");
+    assert_eq!(sleepers(&mut guest, &[6000]).len(), 1, "control: a session that stays");
+    let refused = guest.control().sh("elision-agent run ../up -- true").expect("the guest answers");
+    assert!(refused.output.contains("run needs a name"), "{}", refused.output);
+}
+
+/// The example server of `crates/mark`: a checkpoint has no key of it, and its copy is told and fetches the key again.
+#[test]
+fn a_server_fetches_its_key_again_after_a_restore() {
+    let port = Port::new();
+    let server = elision_testbed::programs::rust_example("elision-mark", "server").expect("the example");
+    let base = options("6.12").files(vec![("bin/server".to_owned(), server)]);
+    let mut guest = port.added_to(&base).boot().expect("the guest boots");
+    start(&mut guest);
+    // Known here without a way out of the guest, on which it would leave copies.
+    let key: Vec<u8> = b"key of 4711\n".iter().copied().cycle().take(4096).collect();
+    sh(&mut guest, "yes key of 4711 | head -c 4096 > /root/key");
+    sh(&mut guest, "setsid server /root/key 127.0.0.1:7000 >/run/server.log 2>&1 </dev/null &");
+    wait_for(&mut guest, "grep -q serving /run/server.log");
+    let ask = |guest: &mut Guest| sh(guest, "nc 127.0.0.1 7000 </dev/null");
+    let sum = format!("{:016x}\n", sign(&key));
+    assert_eq!(ask(&mut guest), sum);
+
+    // In the copy the key's source gives out another one.
+    sh(&mut guest, "mv /root/key /run/old; head -c 4096 /dev/zero | tr '\\0' 7 > /root/key; rm /run/old");
+    let images = Images::new();
+    let (whole, image) = (images.path("whole"), images.path("image"));
+    json(&mut save(&guest, &whole, &[]));
+    json(save(&guest, &image, &["region=named"]).args(["--agent-policy", "require"]));
+    let copies = |image: &Path| support::copies_of(image, &key[64..128]);
+    let (with, without) = (copies(&whole), copies(&image));
+    println!("copies of the key: {with}, then {without}");
+    assert!(with > 0, "control: the key is not in an image");
+    assert_eq!(without, 0);
+    assert_eq!(ask(&mut guest), sum, "the source has its key");
+    assert!(!sh(&mut guest, "cat /run/server.log").contains("restored"));
+    drop(guest);
+
+    let mut clone = by_hand(&Port::new().added_to(&base), &image);
+    assert!(wait_for(&mut clone, "grep restored /run/server.log").contains("the key is gone"));
+    assert_eq!(ask(&mut clone), format!("{:016x}\n", sign(&[b'7'; 4096])));
+    drop(clone);
+    let mut clone = by_hand(&Port::new().added_to(&base), &whole);
+    assert!(wait_for(&mut clone, "grep restored /run/server.log").contains("still there"), "control");
+}
+
+/// As the server does.
+fn sign(key: &[u8]) -> u64 {
+    key.iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

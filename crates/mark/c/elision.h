@@ -39,7 +39,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define ELISION_PREFIX "elision:"
@@ -47,6 +49,9 @@
 #define ELISION_NAME_BYTES 80
 /* The program's data begins so far behind the beginning of a region; the word that tells a loss stands before. */
 #define ELISION_HEAD_BYTES 64
+
+/* Where the guest's agent tells of restores. */
+#define ELISION_WATCH_PATH "/run/elision-agent/restored"
 
 #ifndef PR_SET_VMA
 #define PR_SET_VMA 0x53564d41
@@ -180,6 +185,53 @@ static inline int elision_holds(const struct elision_region *region)
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	return region->generation != 0 &&
 	       __atomic_load_n((const uint64_t *)region->map, __ATOMIC_ACQUIRE) == region->generation;
+}
+
+/*
+ * A descriptor that becomes readable when the VM was restored from a checkpoint, if the guest has Elision's agent: to be
+ * waited for by poll(), and read by elision_restored(). Close it when it is not needed any more.
+ *
+ * Returns -1 with errno if there is no agent. elision_holds() tells of lost regions without one too.
+ */
+static inline int elision_watch(void)
+{
+	struct sockaddr_un address;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int error;
+
+	if (fd < 0)
+		return -1;
+	memset(&address, 0, sizeof(address));
+	address.sun_family = AF_UNIX;
+	memcpy(address.sun_path, ELISION_WATCH_PATH, sizeof(ELISION_WATCH_PATH));
+	if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) != 0) {
+		error = errno;
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return fd;
+}
+
+/*
+ * Whether the VM was restored since the last call; does not wait. Returns 1 or 0, or -1 if the agent has ended: then
+ * close the descriptor and call elision_watch() again some time.
+ */
+static inline int elision_restored(int fd)
+{
+	char bytes[64];
+	int restored = 0;
+	ssize_t n;
+
+	for (;;) {
+		n = recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+		if (n > 0)
+			restored = 1;
+		else if (n == 0)
+			return restored ? 1 : -1;
+		else if (errno != EINTR)
+			return restored || errno == EAGAIN || errno == EWOULDBLOCK ? restored : -1;
+	}
 }
 
 /* Clears the region and gives it back. */

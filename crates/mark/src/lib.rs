@@ -24,6 +24,10 @@
 //! memfd "elision:NAME", mapped private:   generation (u64, not 0 while it is filled) | 56 bytes | data ...
 //! ```
 
+mod watch;
+
+pub use watch::Watch;
+
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, munmap};
 use std::ffi::{CString, c_void};

@@ -337,6 +337,9 @@ pub struct Report {
     pub machine_id: Option<String>,
     /// Hooks that ran well.
     pub hooks: u32,
+    /// Programs that had asked to be told of a restore.
+    #[serde(default)]
+    pub programs_told: u32,
     /// What was not done, or only in part; in words.
     #[serde(default)]
     pub notes: Vec<String>,

@@ -286,10 +286,12 @@ fn meant(policy: &Policy, selection: &Selection) -> Calm {
         let path = process.cgroup.as_deref();
         path.is_some_and(|path| groups.iter().any(|group| is_below(path, group)))
     };
+    // Those that are there now are in the list anyway; this is about those that are started until the freeze.
+    let descendants = selection.dependents.is_empty() && policy.processes().all(|selector| selector.children);
     let processes = selection.excluded().filter(|p| !in_group(p)).map(|p| ProcessId {
         pid: p.pid,
         started: p.started / TICK_NS,
-        descendants: true,
+        descendants,
     });
     let processes = processes.collect();
     let chooses_files = policy.selectors.iter().any(|s| s.criterion.kind() == Kind::File);

@@ -119,6 +119,9 @@ pub(crate) fn lines(order: &Order) -> Vec<String> {
     if report.hooks > 0 {
         add(format!("ran {} hooks", report.hooks));
     }
+    if report.programs_told > 0 {
+        add(format!("told {} programs", report.programs_told));
+    }
     report.notes.iter().for_each(|text| add(text.clone()));
     lines
 }

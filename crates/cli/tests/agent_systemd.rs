@@ -1,0 +1,108 @@
+//! The agent in a Debian guest with systemd: a busy container and a busy service are left out of many saves in a row, and
+//! systemd sees no unit end.
+//!
+//! Only in the full form of the tests, as the disk takes minutes to build. `ELISION_SAVES` is the number of saves, 200
+//! without it.
+
+mod support;
+
+#[path = "support/agent.rs"]
+#[allow(dead_code)] // this file uses a part
+mod port;
+
+use elision_testbed::{Guest, GuestOptions, Spawn, debian, modules, pages, programs};
+use port::Port;
+use serde_json::Value;
+use support::modules::{load, put};
+use support::{Images, restore, save, sh, words};
+
+const PROGRAM: &str = "/usr/sbin/elision-agent";
+
+/// The agent as systemd starts it, but without udev, which the guest does not have.
+fn start(guest: &mut Guest, options: &GuestOptions) {
+    let kernel = options.kernel().expect("a kernel");
+    if modules::get(&kernel, "virtio_console").is_ok() {
+        load(guest, options, "virtio_console");
+    }
+    put(guest, &programs::agent().expect("the agent"), PROGRAM);
+    sh(guest, &format!("systemd-run --unit=elision-agent -p Restart=always -p KillMode=process {PROGRAM}"));
+    sh(guest, "sleep 2; systemctl is-active elision-agent");
+}
+
+/// A service that writes, syncs and forks without rest, with two processes that do not fork.
+const CHURN: &str = "systemd-run --unit=churn sh -c 'sleep 100000 & sleep 100001 & while :; do \
+    dd if=/dev/zero of=/var/tmp/churn bs=64k count=8 conv=fsync 2>/dev/null; (true); done'";
+
+#[test]
+fn many_saves_in_a_row_without_a_second_look() {
+    if !pages::in_full() {
+        return;
+    }
+    let saves: u32 = std::env::var("ELISION_SAVES").map_or(200, |n| n.parse().expect("a number"));
+    let (port, clone_port, images) = (Port::new(), Port::new(), Images::new());
+    let (disk, copy) = (images.path("disk"), images.path("copy"));
+    debian::disk(&[], &disk).expect("a disk");
+    let base = GuestOptions::new("6.12").memory_mib(1024);
+    let options = port.added_to(&base).root_disk(&disk);
+    let mut guest = options.boot().expect("the guest boots");
+    start(&mut guest, &base);
+    sh(&mut guest, CHURN);
+    for mode in ["spin", "fork=8", "threads=50", "sleep=5ms"] {
+        let spawn = Spawn::new(mode, "heap", mode).cgroup("elision.slice/vault");
+        guest.control().spawn(&spawn).expect(mode);
+    }
+
+    let image = images.path("image");
+    let (mut refused, mut repaused, mut ratios) = (0, 0, Vec::new());
+    for round in 0..saves {
+        let _ = std::fs::remove_dir_all(&image);
+        let mut command = save(&guest, &image, &["container=vault", "unit=churn"]);
+        let output = command.args(["--agent-policy", "require", "--json"]).output().expect("elision starts");
+        if !output.status.success() {
+            println!("round {round}: {}", words(&output));
+            refused += 1;
+            continue;
+        }
+        let saved: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let ms = |value: &Value| value.as_f64().expect("a time");
+        repaused += saved["looks"].as_u64().expect("a number") - 1;
+        ratios.push(ms(&saved["agent"]["calm_ms"]) / ms(&saved["pause_ms"]));
+        if saved["looks"] != 1 || round % 20 == 0 {
+            println!("{round}: {} looks, pause {}, {}", saved["looks"], saved["pause_ms"], saved["agent"]);
+        }
+    }
+    ratios.sort_by(f64::total_cmp);
+    let (median, most) = (ratios[ratios.len() / 2], ratios[ratios.len() - 1]);
+    println!(
+        "{saves} saves: {refused} refused, {repaused} more looks; frozen / pause: median {median:.2}, most {most:.2}"
+    );
+
+    // The source is unharmed, also where a part of a unit was moved.
+    let half = support::json(
+        save(&guest, &images.path("half"), &["comm=sleep"]).args(["--agent-policy", "require"]),
+    );
+    assert!(half["agent"]["processes"].as_u64() >= Some(2), "{half}");
+    let state = sh(&mut guest, "systemctl show churn elision-agent -p ActiveState -p NRestarts");
+    assert_eq!(state.matches("ActiveState=active").count(), 2, "{state}");
+    assert_eq!(state.matches("NRestarts=0").count(), 2, "{state}");
+    assert_eq!(sh(&mut guest, "systemctl is-system-running").trim(), "running");
+    assert_eq!(sh(&mut guest, "find /sys/fs/cgroup -name elision-calm").trim(), "", "nothing is left over");
+
+    // A copy with a copy of the disk of its moment.
+    sh(&mut guest, "sync");
+    let _ = std::fs::remove_dir_all(&image);
+    let saved = support::json(&mut save(&guest, &image, &["container=vault", "unit=churn"]));
+    debian::copy(&disk, &copy).expect("a copy of the disk");
+    assert_eq!(saved["agent"]["calm"], true, "{saved}");
+    drop(guest);
+    let mut restored = restore(&clone_port.added_to(&base).root_disk(&copy), &image);
+    let is_gone = "for i in $(seq 60); do [ \"$(systemctl is-active churn)\" = failed ] && exit 0; sleep 1; done; exit 1";
+    sh(&mut restored, is_gone);
+    sh(&mut restored, "grep -q 'populated 0' /sys/fs/cgroup/elision.slice/vault/cgroup.events");
+    // The unit can be started again in its group.
+    sh(&mut restored, "systemctl reset-failed churn");
+    sh(&mut restored, CHURN);
+    sh(&mut restored, "sleep 1; systemctl is-active churn elision-agent");
+    assert_eq!((refused, repaused), (0, 0));
+    assert_eq!(restored.console_problems(), Vec::<String>::new());
+}
