@@ -138,11 +138,7 @@ impl SaveAgent {
 
     /// The VM ran on and is to be stopped once more: lets the processes stand still again.
     pub(crate) fn freeze_again(&mut self, kernel: &Kernel<'_>, policy: &Policy) -> Result<(), Failure> {
-        if self.thawing.is_none() {
-            return Ok(());
-        }
-        self.thawed();
-        self.freeze(kernel, policy)
+        if self.frozen.is_some() { Ok(()) } else { self.freeze(kernel, policy) }
     }
 
     /// Looks whom the policy selects at this moment, while the guest runs. A list that changes too fast to be read

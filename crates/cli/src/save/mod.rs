@@ -87,7 +87,6 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     bar.finish_and_clear();
     let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;
 
-    agent.thawed();
     let devices = devices::redact(&mut state, &policy, &selection, &outcome.vcpus)?;
     let mut bytes = Vec::new();
     state.write_to(&mut bytes)?;

@@ -114,7 +114,7 @@ fn look(
         }
         let length = resumed.unwrap_or_else(Instant::now).duration_since(stopped);
         if result.is_ok() {
-            agent.thaw();
+            agent.thawed(); // before work begins that would keep the guest waiting
         }
         let result = result.and_then(|mut copied| {
             copied.sent.ram = late(task.kernel, &mut copied.outcome.plan, writer)?;

@@ -30,22 +30,31 @@ impl Port {
     }
 }
 
+/// Modules between a virtio-serial port and its guest, where they are no part of the kernel; in the order of loading.
+const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
+
 /// A guest with the agent's program, which is not started yet.
 pub(crate) fn options(kernel: &str) -> GuestOptions {
     let options = GuestOptions::new(kernel);
     let kernel = options.kernel().expect("a kernel");
-    // Else it is a part of the kernel.
-    let mut files = modules::with_needs(&kernel, &["virtio_console"]).unwrap_or_default();
-    files.push(("bin/elision-agent".to_owned(), programs::agent().expect("the agent")));
-    options.files(files)
+    let mut files = vec![("bin/elision-agent".to_owned(), programs::agent().expect("the agent"))];
+    let mut order = String::new();
+    for module in MODULES {
+        for (name, file) in modules::with_needs(&kernel, &[module]).unwrap_or_default() {
+            if !files.iter().any(|(known, _)| *known == name) {
+                order.push_str(&format!(" /{name}"));
+                files.push((name, file));
+            }
+        }
+    }
+    options.files(files).append(&format!("AGENT_MODULES={}", order.trim_start().replace(' ', ",")))
 }
 
 /// Starts the agent in a guest without systemd.
 pub(crate) fn start(guest: &mut Guest) {
-    crate::support::sh(
-        guest,
-        "for m in /virtio_console.ko; do [ ! -e $m ] || lsmod | grep -q virtio_console || insmod $m; done",
-    );
+    // Those that are loaded already are told so.
+    let load = "for m in $(tr ' ' '\n' </proc/cmdline | sed -n 's/^AGENT_MODULES=//p' | tr , ' '); do insmod $m; done; true";
+    crate::support::sh(guest, load);
     let serve = format!(
         "setsid elision-agent >>{LOG} 2>&1 </dev/null & echo $! > /run/agent.pid; sleep 1; cat {LOG}"
     );
