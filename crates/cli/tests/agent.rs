@@ -425,19 +425,24 @@ fn containers_hold_what_was_started_in_them_and_sessions_are_made_private() {
     assert!(refused.output.contains("run needs a name"), "{}", refused.output);
 }
 
-/// The example server of `crates/mark`: a checkpoint has no key of it, and its copy is told and fetches the key again.
+/// The example server of `crates/mark`: a checkpoint has no key of it, and its copy is told and fetches the key again. A
+/// program in C beside it is told too.
 #[test]
 fn a_server_fetches_its_key_again_after_a_restore() {
     let port = Port::new();
     let server = elision_testbed::programs::rust_example("elision-mark", "server").expect("the example");
-    let base = options("6.12").files(vec![("bin/server".to_owned(), server)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let watcher = elision_testbed::programs::c_program("crates/mark/c/watcher.c", folder.path());
+    let files = [("bin/server", server), ("bin/watcher", watcher.expect("a C compiler"))];
+    let base = options("6.12").files(files.map(|(path, file)| (path.to_owned(), file)).to_vec());
     let mut guest = port.added_to(&base).boot().expect("the guest boots");
     start(&mut guest);
     // Known here without a way out of the guest, on which it would leave copies.
     let key: Vec<u8> = b"key of 4711\n".iter().copied().cycle().take(4096).collect();
     sh(&mut guest, "yes key of 4711 | head -c 4096 > /root/key");
     sh(&mut guest, "setsid server /root/key 127.0.0.1:7000 >/run/server.log 2>&1 </dev/null &");
-    wait_for(&mut guest, "grep -q serving /run/server.log");
+    sh(&mut guest, "setsid watcher >/run/watcher.log 2>&1 </dev/null &");
+    wait_for(&mut guest, "grep -q serving /run/server.log && grep -q watching /run/watcher.log");
     let ask = |guest: &mut Guest| sh(guest, "nc 127.0.0.1 7000 </dev/null");
     let sum = format!("{:016x}\n", sign(&key));
     assert_eq!(ask(&mut guest), sum);
@@ -454,12 +459,18 @@ fn a_server_fetches_its_key_again_after_a_restore() {
     assert!(with > 0, "control: the key is not in an image");
     assert_eq!(without, 0);
     assert_eq!(ask(&mut guest), sum, "the source has its key");
-    assert!(!sh(&mut guest, "cat /run/server.log").contains("restored"));
+    assert!(!sh(&mut guest, "cat /run/server.log /run/watcher.log").contains("restored"));
+    // Who watches goes on with the next agent.
+    sh(&mut guest, &format!("kill -9 {AGENT}"));
+    wait_for(&mut guest, "grep -q 'no agent' /run/watcher.log");
+    start(&mut guest);
+    wait_for(&mut guest, "[ $(tail -n 1 /run/watcher.log) = watching ]");
     drop(guest);
 
     let mut clone = by_hand(&Port::new().added_to(&base), &image);
     assert!(wait_for(&mut clone, "grep restored /run/server.log").contains("the key is gone"));
     assert_eq!(ask(&mut clone), format!("{:016x}\n", sign(&[b'7'; 4096])));
+    assert_eq!(wait_for(&mut clone, "grep restored /run/watcher.log"), "restored\n");
     drop(clone);
     let mut clone = by_hand(&Port::new().added_to(&base), &whole);
     assert!(wait_for(&mut clone, "grep restored /run/server.log").contains("still there"), "control");

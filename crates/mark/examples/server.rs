@@ -7,7 +7,7 @@
 //! waits for connections and for the guest's agent; after a restore it has its new key before anybody asks for an answer.
 
 use elision_mark::{Region, Watch};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,16 +22,26 @@ fn main() -> io::Result<()> {
     };
     let mut key = Region::new("server-key", KEY_BYTES)?;
     fetch(&mut key, &source)?;
-    let mut watch = Watch::new()?;
     let listener = TcpListener::bind(&address)?;
+    let mut watch = None;
     println!("serving");
     loop {
-        let mut both = [PollFd::new(&watch, PollFlags::IN), PollFd::new(&listener, PollFlags::IN)];
-        poll(&mut both, None)?;
-        let [is_told, is_asked] = both.map(|one| !one.revents().is_empty());
-        if is_told && watch.restored()? {
-            println!("restored: the key is {}", if key.holds() { "still there" } else { "gone" });
-            fetch(&mut key, &source)?;
+        // An agent may come later, and end.
+        watch = watch.or_else(|| Watch::new().ok());
+        let limit = if watch.is_none() { Some(Timespec { tv_sec: 1, tv_nsec: 0 }) } else { None };
+        let mut waited = vec![PollFd::new(&listener, PollFlags::IN)];
+        waited.extend(watch.as_ref().map(|watch| PollFd::new(watch, PollFlags::IN)));
+        poll(&mut waited, limit.as_ref())?;
+        let ready: Vec<bool> = waited.iter().map(|one| !one.revents().is_empty()).collect();
+        drop(waited);
+        let (is_asked, is_told) = (ready.first() == Some(&true), ready.get(1) == Some(&true));
+        match watch.as_mut().filter(|_| is_told).map(Watch::restored) {
+            Some(Ok(true)) => {
+                println!("restored: the key is {}", if key.holds() { "still there" } else { "gone" });
+                fetch(&mut key, &source)?;
+            }
+            Some(Err(_)) => watch = None,
+            Some(Ok(false)) | None => {}
         }
         if is_asked {
             let mut client = listener.accept()?.0;

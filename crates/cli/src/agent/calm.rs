@@ -88,10 +88,14 @@ impl SaveAgent {
         }
         let socket = match &args.agent {
             Some(socket) => Some(socket.clone()),
-            None => match find::port(vm)? {
-                Some(port) if port.open => Some(port.socket),
-                Some(_) => return agent.without("nothing in the guest listens on its port"),
-                None => return agent.without("the VM has no port for it"),
+            None => match find::port(vm) {
+                Ok(Some(port)) if port.open => Some(port.socket),
+                Ok(Some(_)) => return agent.without("nothing in the guest listens on its port"),
+                Ok(None) => return agent.without("the VM has no port for it"),
+                Err(error) => {
+                    tracing::debug!(%error, "the agent's port");
+                    return agent.without("QEMU does not tell whether the VM has a port for it");
+                }
             },
         };
         match socket.map(|socket| Client::connect(&socket, HELLO_LIMIT)) {
@@ -253,8 +257,7 @@ impl SaveAgent {
         self.client = None;
         self.frozen = None;
         if self.policy == AgentPolicy::Require {
-            let failure = Failure::from_error(Exit::Refused, error);
-            return Err(failure.with_help(format!("The guest's agent failed ({what}), and is required")));
+            return Err(self.missing(&format!("it failed ({what}): {error}")));
         }
         tracing::warn!(%error, "The guest's agent failed ({what}); the save goes on without it");
         self.report.notes.push(format!("the agent failed ({what}): {error}"));

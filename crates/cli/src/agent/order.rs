@@ -44,16 +44,18 @@ pub(crate) fn put_in_order(
         Ok(order) => Ok(Some(order)),
         Err(failure) if wanted => Err(failure
             .with_exit(Exit::Failed)
-            .with_help("The VM runs, but the agent in it has not said that it put the guest in order")),
+            .with_help("The VM runs; look at the log of elision-agent in it")),
         Err(failure) => {
-            tracing::warn!("The VM runs, but its agent is of no use: {failure}");
+            tracing::warn!("{failure}");
             Ok(None)
         }
     }
 }
 
 fn ask(args: &AgentArgs, qmp: &Path, identity: Identity) -> Result<Order, Failure> {
-    let failed = |error: AgentError| Failure::from_error(Exit::Failed, &error);
+    let failed = |error: AgentError| {
+        Failure::new(Exit::Failed, format!("The agent has not put the restored guest in order: {error}"))
+    };
     let socket = match &args.agent {
         Some(socket) => socket.clone(),
         None => {
