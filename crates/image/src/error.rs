@@ -1,6 +1,6 @@
 //! Why an image could not be written or read.
 
-use crate::ExclusionsError;
+use crate::{ExclusionsError, FORMAT};
 use elision_memory::{Gfn, MemoryError};
 use rustix::io::Errno;
 use std::io;
@@ -89,7 +89,7 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// The manifest is of a format that this version does not know.
-    #[error("{path} has image format {found}, but this version reads formats {} to {known}: use {}", crate::FORMAT, if *found > u64::from(*known) { "a newer version" } else { "the version that wrote it" })]
+    #[error("{path} has image format {found}, but this version reads formats {FORMAT} to {known}: {}", other_version(*found))]
     Format {
         /// The image.
         path: PathBuf,
@@ -157,4 +157,8 @@ impl ImageError {
 fn is_full(error: &io::Error) -> bool {
     let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
     error.raw_os_error().is_some_and(|code| full.iter().any(|e| e.raw_os_error() == code))
+}
+
+fn other_version(found: u64) -> &'static str {
+    if found > u64::from(FORMAT) { "use a newer version" } else { "use the version that wrote it" }
 }
