@@ -4,6 +4,7 @@ mod support;
 
 use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, modules, secret};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -101,13 +102,16 @@ impl Drop for Clones {
     }
 }
 
+/// `ELISION_CLONES` says how many, 3 without it.
 #[test]
 fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
+    let number = std::env::var("ELISION_CLONES").map_or(3, |n| n.parse().expect("a number"));
     let images = Images::new();
     let disk = images.path("disk.img");
     File::create(&disk).and_then(|file| file.set_len(1 << 20)).expect("a disk");
     let drive = format!("file={},if=none,id=disk,format=raw,cache=unsafe", disk.display());
     let options = GuestOptions::new("6.1").extra(&["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
+    let options = options.extra(&["-device", "vmgenid,guid=auto"]);
     let files = modules::with_needs(&options.kernel().expect("a kernel"), &["virtio_pci", "virtio_blk"])
         .expect("modules");
     let load: Vec<_> = files.iter().map(|(name, _)| format!("insmod /{name}")).collect();
@@ -127,7 +131,7 @@ fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
     let folder = images.path("image-clones");
     let clone = || {
         let mut command = elision();
-        command.arg("restore").arg(&image).args(["--clones", "3"]);
+        command.arg("restore").arg(&image).args(["--clones", &number.to_string()]);
         command
     };
     refuses(&mut clone(), 4, &["disk.img is being written", "a copy of the disk"]);
@@ -145,7 +149,7 @@ fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
     let vms = cloned["clones"].as_array().expect("a list");
     let _clones = Clones(vms.iter().filter_map(|vm| vm["pid"].as_u64()).collect());
     refuses(&mut clone(), 4, &["image-clones", "--folder"]);
-    for n in 1..=3 {
+    for n in 1..=number {
         let mut control =
             Endpoints::new(folder.join(n.to_string())).connect(Duration::from_secs(60)).expect("it answers");
         let mut sh = |command: &str| control.sh(command).expect("a shell").output.trim().to_owned();
@@ -164,5 +168,26 @@ fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
         ),
         "a clone has written to the source's disk: {first:?}"
     );
-    assert_eq!(vms.len(), 3);
+    let pids = vms.iter().filter_map(|vm| vm["pid"].as_u64());
+    let memory: u64 = pids.map(pss_kib).sum();
+    println!(
+        "{number} clones: the last runs after {} ms; {} KiB of memory each",
+        cloned["total_ms"],
+        memory / number
+    );
+    let guids: BTreeSet<_> = vms.iter().filter_map(guid).collect();
+    assert_eq!(guids.len() as u64, number, "{guids:?}");
+}
+
+/// Memory of a process, of shared memory its part.
+fn pss_kib(pid: u64) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("a process");
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// The generation id in a restored VM's command.
+fn guid(vm: &Value) -> Option<&str> {
+    let words = vm["command"].as_array()?.iter().filter_map(Value::as_str);
+    words.filter_map(|word| word.strip_prefix("vmgenid,guid=")).next()
 }
