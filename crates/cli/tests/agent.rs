@@ -306,6 +306,9 @@ fn drawn(guest: &mut Guest) -> BTreeSet<String> {
     numbers
 }
 
+/// Most pairs of copies that are looked at for two that draw the same.
+const PAIRS: u32 = 8;
+
 #[test]
 fn clones_differ_and_are_put_in_order() {
     let port = Port::new();
@@ -332,16 +335,19 @@ fn clones_differ_and_are_put_in_order() {
     drop(guest);
     std::thread::sleep(Duration::from_secs(4)); // the clocks of copies are behind by this
 
-    // The control: without an agent's work two copies draw the same, and their clock is behind.
-    let mut without: Vec<_> = Vec::new();
-    for _ in 0..2 {
-        let mut clone = by_hand(&Port::new().added_to(&base), &plain);
-        assert!(behind(&mut clone) >= 3, "control: the clock is right without an agent");
-        without.push(drawn(&mut clone));
-    }
-    let same = without[0].intersection(&without[1]).count();
-    println!("without an agent {same} of 400 random numbers are the same");
-    assert!(same > 100, "control: copies differ without an agent");
+    // The control: without an agent's work two copies draw the same, and their clock is behind. A young kernel makes new
+    // keys by itself every few seconds, and one that does so before it is asked says nothing: then two others are.
+    let pair = || {
+        [(), ()].map(|()| {
+            let mut clone = by_hand(&Port::new().added_to(&base), &plain);
+            assert!(behind(&mut clone) >= 3, "control: the clock is right without an agent");
+            drawn(&mut clone)
+        })
+    };
+    let same = |pair: &[BTreeSet<String>; 2]| pair[0].intersection(&pair[1]).count();
+    let without = (0..PAIRS).map(|_| pair()).find(|pair| same(pair) > 100);
+    let without = without.expect("control: copies differ without an agent");
+    println!("without an agent {} of 400 random numbers are the same", same(&without));
 
     // Nobody on the host helps.
     let mut alone: Vec<_> = Vec::new();
