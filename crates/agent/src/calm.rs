@@ -149,10 +149,7 @@ impl Stillness {
         group.create()?;
         group.freeze(true)?;
         for pid in pids {
-            match group.take(*pid) {
-                Err(error) if procfs::stat(*pid).is_some() => return Err(error),
-                _ => {} // it is there, or it has ended
-            }
+            group.take(*pid)?;
         }
         Ok(())
     }
@@ -259,9 +256,8 @@ fn release_one(tree: &Tree, held: &Held) -> Result<(), AgentError> {
     // Each runs on when it is back, so none of them can start another here.
     let mut back = Ok(());
     for pid in group.processes()? {
-        match home.take(pid) {
-            Err(error) if procfs::stat(pid).is_some() => back = Err(error),
-            _ => {}
+        if let Err(error) = home.take(pid) {
+            back = Err(error);
         }
     }
     group.freeze(false)?;

@@ -8,6 +8,7 @@
 //! ```
 
 use crate::error::{AgentError, Context};
+use crate::procfs;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -128,9 +129,12 @@ impl Group {
         Ok(found)
     }
 
-    /// Moves a process here.
+    /// Moves a process here, unless it has ended.
     pub(crate) fn take(&self, pid: u32) -> Result<(), AgentError> {
-        self.write("cgroup.procs", &pid.to_string())
+        match self.write("cgroup.procs", &pid.to_string()) {
+            Err(_) if procfs::stat(pid).is_none() => Ok(()),
+            done => done,
+        }
     }
 
     /// Whether somebody wants it frozen.

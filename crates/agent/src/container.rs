@@ -35,15 +35,13 @@ pub(crate) fn private() -> Result<ExitCode, AgentError> {
         let inside = group.processes()?;
         let all = procfs::pids();
         let outside = all.into_iter().filter(|pid| *pid != me && !inside.contains(pid));
-        let outside: Vec<_> = outside.filter(|pid| procfs::session_of(*pid) == Some(session)).collect();
+        let outside: Vec<_> =
+            outside.filter(|pid| procfs::stat(*pid).is_some_and(|stat| stat.session == session)).collect();
         if outside.is_empty() {
             break;
         }
         for pid in outside {
-            match group.take(pid) {
-                Err(error) if procfs::stat(pid).is_some() => return Err(error),
-                _ => {}
-            }
+            group.take(pid)?;
         }
     }
     println!("This session is container {name}: the host leaves it out with --exclude container={name}");

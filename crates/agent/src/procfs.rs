@@ -9,6 +9,8 @@ use std::fs;
 pub(crate) struct Stat {
     /// Parent.
     pub(crate) parent: u32,
+    /// The terminal session, by the process that leads it.
+    pub(crate) session: u32,
     /// Hundredths of a second since the boot.
     pub(crate) started: u64,
 }
@@ -23,14 +25,9 @@ fn parse(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(") ")?;
     let mut fields = rest.split_ascii_whitespace();
     let parent = fields.nth(1)?.parse().ok()?; // field 4
-    let started = fields.nth(17)?.parse().ok()?; // field 22
-    Some(Stat { parent, started })
-}
-
-/// The terminal session of a process, by the process that leads it.
-pub(crate) fn session_of(pid: u32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text.rsplit_once(") ")?.1.split_ascii_whitespace().nth(3)?.parse().ok() // field 6
+    let session = fields.nth(1)?.parse().ok()?; // field 6
+    let started = fields.nth(15)?.parse().ok()?; // field 22
+    Some(Stat { parent, session, started })
 }
 
 /// Path of a process in the hierarchy of cgroup v2.
@@ -77,7 +74,7 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_spaces_is_skipped() {
         let text = "812 (a) b (c) S 700 812 812 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 2 3";
-        assert_eq!(parse(text), Some(Stat { parent: 700, started: 4711 }));
+        assert_eq!(parse(text), Some(Stat { parent: 700, session: 812, started: 4711 }));
         assert_eq!(parse("812 (x"), None);
         assert_eq!(parse("812 (x) S 1 2"), None);
     }

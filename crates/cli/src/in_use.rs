@@ -17,12 +17,18 @@ const ACCESS: u32 = 0o3;
 
 /// The files that a command names and that another program may write, but for one.
 pub(crate) fn written_by_others(command: &[String], but: &Path) -> Vec<PathBuf> {
-    let but = fs::metadata(but).ok().map(|meta| identity(&meta));
-    let mut named = BTreeMap::new();
+    let but = identity_of(but);
     // The first word is the program itself. What stands in `/proc` is this process's, not QEMU's.
-    for path in command.iter().skip(1).flat_map(|word| candidates(word)).filter(|p| !p.starts_with("/proc")) {
+    let paths = command.iter().skip(1).flat_map(|word| candidates(word)).filter(|p| !p.starts_with("/proc"));
+    written(paths.filter(|path| identity_of(path) != but))
+}
+
+/// Those of some files and disks that another program may write.
+pub(crate) fn written(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut named = BTreeMap::new();
+    for path in paths {
         let Ok(meta) = fs::metadata(&path) else { continue };
-        if (meta.is_file() || meta.file_type().is_block_device()) && but != Some(identity(&meta)) {
+        if meta.is_file() || meta.file_type().is_block_device() {
             named.entry(identity(&meta)).or_insert(path);
         }
     }
@@ -43,8 +49,7 @@ pub(crate) fn written_by_others(command: &[String], but: &Path) -> Vec<PathBuf> 
 
 /// The processes that have a file open, by their ids. QEMU keeps the file of its RAM open.
 pub(crate) fn users_of(file: &Path) -> Vec<u32> {
-    let Ok(meta) = fs::metadata(file) else { return Vec::new() };
-    let sought = identity(&meta);
+    let Some(sought) = identity_of(file) else { return Vec::new() };
     let has_it = |process: &DirEntry| {
         let folder = process.path().join("fd");
         let mut files = entries(&folder).filter_map(|fd| fs::metadata(fd.path()).ok());
@@ -53,6 +58,10 @@ pub(crate) fn users_of(file: &Path) -> Vec<u32> {
     let mut users: Vec<_> = others().filter(|(_, process)| has_it(process)).map(|(pid, _)| pid).collect();
     users.sort_unstable();
     users
+}
+
+fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| identity(&meta))
 }
 
 /// Device and inode.

@@ -45,7 +45,8 @@ pub(crate) fn drain(
             }
             let range = start..(start + chunk).min(len);
             let whole = range.end - range.start == chunk.min(len);
-            let hash = if let Some((_, hash)) = known.iter().find(|known| known.0 == i) {
+            let found = known.binary_search_by_key(&i, |(chunk, _)| *chunk);
+            let hash = if let Some((_, hash)) = found.ok().and_then(|at| known.get(at)) {
                 *hash
             } else if whole && within(data, &range).next().is_none() {
                 empty

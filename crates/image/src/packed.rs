@@ -125,8 +125,7 @@ impl Packed {
         let mut table = vec![0; size(table)?];
         file.read_exact_at(&mut table, start)?;
         let rows = table.get(HEAD..table.len() - FOOT).unwrap_or_default();
-        let mut expected = Table { rows: rows.to_vec() }.encode();
-        if std::mem::take(&mut expected) != table {
+        if (Table { rows: rows.to_vec() }).encode() != table {
             return Ok(Err("it does not end with a table of its frames"));
         }
         let mut frames = Vec::new();

@@ -1,5 +1,6 @@
 //! A connection to an agent: questions and answers, each with a time limit.
 
+use super::random;
 use elision_wire::{Answer, Ask, Capability, Envelope, Generation, Reader, Reason, VERSIONS, encode};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -45,12 +46,10 @@ impl Client {
     /// Connects and says hello.
     pub(crate) fn connect(path: &Path, limit: Duration) -> Result<Self, AgentError> {
         let socket = UnixStream::connect(path)?;
-        let mut session = [0; 8];
-        io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut session)?;
         let mut client = Self {
             socket,
             reader: Reader::default(),
-            session: u64::from_le_bytes(session),
+            session: u64::from_le_bytes(random()?),
             last: 0,
             version: String::new(),
             may: Vec::new(),

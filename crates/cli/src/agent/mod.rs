@@ -14,7 +14,18 @@ pub(crate) use order::{Order, lines, put_in_order};
 
 use clap::{Args, ValueEnum, ValueHint};
 use elision_wire::PORT;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+/// Where random numbers come from.
+const RANDOM: &str = "/dev/urandom";
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open(RANDOM)?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// What QEMU's command needs for the agent's port, with its socket there.
 pub(crate) fn port_words(socket: &Path) -> [String; 6] {

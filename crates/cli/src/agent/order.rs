@@ -1,14 +1,12 @@
 //! What the agent of a restored VM is asked for: time, random numbers, identity; and what it has put in order.
 
 use super::client::{AgentError, Client};
-use super::{AgentArgs, AgentPolicy, find};
+use super::{AgentArgs, AgentPolicy, RANDOM, find, random};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use elision_qemu::Vm;
 use elision_wire::{Answer, Ask, Identity, Report};
 use serde::Serialize;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -74,11 +72,7 @@ fn ask(args: &AgentArgs, qmp: &Path, identity: Identity) -> Result<Order, Failur
         }
     };
     let mut client = Client::connect(&socket, HELLO_LIMIT).map_err(failed)?;
-    let mut seed = [0; SEED_BYTES];
-    let random = Path::new("/dev/urandom");
-    File::open(random)
-        .and_then(|mut f| f.read_exact(&mut seed))
-        .map_err(|e| Failure::io("read", random, &e))?;
+    let seed: [u8; SEED_BYTES] = random().map_err(|e| Failure::io("read", Path::new(RANDOM), &e))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let ask = Ask::Restored {
         unix_time_ns: u64::try_from(now.as_nanos()).ok(),

@@ -11,7 +11,7 @@ use super::restore::{RestoredVm, one};
 use crate::args::RestoreArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::in_use::written_by_others;
+use crate::in_use::written;
 use crate::output::{Output, table};
 use crate::text::{count, printable};
 use elision_image::Image;
@@ -85,17 +85,14 @@ fn clone(args: &RestoreArgs, image: &Image, folder: &Path) -> Result<RestoredVm,
     let recorded = &image.manifest().vmm.command;
     let command = if args.command.is_empty() { recorded } else { &args.command };
     let (command, overlays) = for_clone(command, folder)?;
-    for overlay in &overlays {
-        refuse_changing(overlay)?;
-        overlay.create()?;
-    }
+    refuse_changing(&overlays)?;
+    overlays.iter().try_for_each(Overlay::create)?;
     one(args, image, &command, &folder.join("qmp.sock"), begin)
 }
 
 /// A base that another VM writes would change under its overlays.
-fn refuse_changing(overlay: &Overlay) -> Result<(), Failure> {
-    let word = overlay.base.display().to_string();
-    let written = written_by_others(&[String::new(), word], Path::new(""));
+fn refuse_changing(overlays: &[Overlay]) -> Result<(), Failure> {
+    let written = written(overlays.iter().map(|overlay| overlay.base.clone()));
     let Some(disk) = written.first() else { return Ok(()) };
     let message = format!(
         "{} is being written, and the clones' disks lie over it",
