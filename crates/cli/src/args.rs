@@ -1,6 +1,7 @@
 //! The command line: one definition for parsing, help, man pages and completions.
 
 use crate::agent::AgentArgs;
+use crate::choices::LiveArg;
 use crate::selection::SelectionArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
@@ -125,7 +126,7 @@ pub(crate) struct PlanArgs {
 
 /// Save a running VM without the chosen processes.
 ///
-/// The VM is paused while its memory is written, then runs on; with --live it runs on before. The image is
+/// The VM is paused while its memory is written, then runs on; with --live it runs meanwhile. The image is
 /// whole or absent: nothing appears at IMAGE unless everything of the chosen processes was accounted for.
 /// Without a selection only freed memory is left out.
 #[derive(Debug, Args)]
@@ -143,13 +144,12 @@ pub(crate) struct SaveArgs {
     pub(crate) selection: SelectionArgs,
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
-    /// Let the VM run while its memory is written, as it was at one moment.
+    /// Let the VM run while its memory is copied or written, as it was at one moment.
     ///
-    /// The VM is paused only until QEMU guards its memory against changes, and slowed until all is written.
-    /// QEMU must be allowed to use userfaultfd. It fills in all of the VM's memory, also what the guest
-    /// never touched.
-    #[arg(long)]
-    pub(crate) live: bool,
+    /// QEMU fills in all of the VM's memory then, also what the guest never touched.
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "auto")]
+    pub(crate) live: Option<LiveArg>,
     /// Compress the image's memory, by a level of zstd.
     ///
     /// Higher levels make smaller images and take longer; the VM runs meanwhile. Memory of such an image is

@@ -3,6 +3,18 @@
 use clap::ValueEnum;
 use elision_policy::{Cache, Dependents, Dirty, KernelLog, Video};
 
+/// How a VM is saved while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LiveArg {
+    /// By `precopy` where the host has the memory for it, otherwise by `snapshot`.
+    Auto,
+    /// Copy memory while the VM runs, and once more what it changes meanwhile: the shortest pause. Takes as much
+    /// memory of the host as is kept of the VM's.
+    Precopy,
+    /// Have QEMU guard the memory against changes and write it then. QEMU must be allowed to use userfaultfd.
+    Snapshot,
+}
+
 /// Declares the words of one option: as an argument, and what they mean in a policy.
 macro_rules! choices {
     ($( $(#[$doc:meta])* $name:ident for $policy:ident {

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use elision_kernel::{Kernel, KernelError, ProfileCache};
 use elision_memory::{Gpa, Gva, Ram};
-use elision_plan::{Options, Selection, VcpuState, plan};
+use elision_plan::{Options, Plan, Selection, VcpuState, plan};
 use elision_policy::{Dependents, KernelLog, Policy};
 use elision_qemu::{DeviceState, Guardian, QemuError, Registers, Vm};
 use std::io;
@@ -144,18 +144,19 @@ pub(crate) fn vcpu_states_of(kernel: &Kernel<'_>, vcpus: &[Registers]) -> Result
     states.collect()
 }
 
-/// Plans for a running VM, and forgets the plan: what it reads is then mapped before the VM is stopped, or has its room
-/// where memory is copied as it is read. Taking that would be most of the time that reading takes.
-pub(crate) fn rehearse(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) {
+/// Plans for a running VM, so that what it reads is mapped before the VM is stopped, or has its room where memory is
+/// copied as it is read: taking that would be most of the time that reading takes. The plan is a guess of the one to come.
+pub(crate) fn rehearse(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Option<Plan> {
     let mut once = || {
         kernel.ram().refresh();
         let vcpus = vcpu_states_of(kernel, &vm.registers()?)?;
         let selection = Selection::of(kernel, policy)?;
-        plan(kernel, &selection, &vcpus, options(policy, true)).map(drop).map_err(Failure::from)
+        plan(kernel, &selection, &vcpus, options(policy, true)).map_err(Failure::from)
     };
     // A moment in which nothing can be planned shows that early.
-    let done = (0..REHEARSALS).any(|_| once().is_ok());
-    tracing::debug!(done, "rehearsed");
+    let outcome = (0..REHEARSALS).find_map(|_| once().ok());
+    tracing::debug!(done = outcome.is_some(), "rehearsed");
+    outcome.map(|outcome| outcome.plan)
 }
 
 /// The page tables that saved vCPUs used.

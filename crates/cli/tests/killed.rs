@@ -43,6 +43,8 @@ enum Moment {
     Paused(f64),
 }
 
+const PRECOPY: &str = "--live=precopy";
+
 struct Scene {
     guest: Guest,
     watch: Qmp,
@@ -50,7 +52,7 @@ struct Scene {
     pids: Vec<i32>,
     settings: Value,
     window: Window,
-    live: bool,
+    live: Option<&'static str>,
 }
 
 /// How one save went that nobody disturbed.
@@ -80,9 +82,12 @@ impl Series {
 }
 
 impl Scene {
-    fn new(live: bool) -> Self {
+    fn new(live: Option<&'static str>) -> Self {
         let window = Window::new();
-        let mut guest = window.added_to(GuestOptions::new("6.1")).boot().expect("the guest boots");
+        // The one whose precopy is trusted everywhere.
+        let options = GuestOptions::new("6.1");
+        let options = if live == Some(PRECOPY) { options.qemu("10") } else { options };
+        let mut guest = window.added_to(options).boot().expect("the guest boots");
         let mut spawn = |label: &str, mode: &str| {
             let spawn = Spawn::new(label, "heap=32M,stack", mode).uid(1234);
             guest.control().spawn(&spawn).unwrap_or_else(|e| panic!("{label}: {e}")).pid
@@ -190,7 +195,7 @@ impl Scene {
     /// The guardian puts the settings back, and has the VM's socket until it is done.
     fn wait_for_guardian(&mut self) {
         let begin = Instant::now();
-        let limit = if self.live { LIVE_GUARDIAN_LIMIT } else { GUARDIAN_LIMIT };
+        let limit = if self.live.is_some() { LIVE_GUARDIAN_LIMIT } else { GUARDIAN_LIMIT };
         while settings(&mut self.watch) != self.settings {
             assert!(begin.elapsed() < limit, "nobody puts the settings back");
             std::thread::sleep(GRAIN);
@@ -262,7 +267,7 @@ impl Shares {
 
 #[test]
 fn a_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
-    let (rounds, series) = killed_anywhere(false);
+    let (rounds, series) = killed_anywhere(None);
     if pages::in_full() {
         pages::write_result("killed-savers", "Killed savers", &series.told(rounds)).expect("the page");
     }
@@ -271,11 +276,13 @@ fn a_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
 
 #[test]
 fn a_live_saver_killed_anywhere_leaves_a_running_vm_and_no_image() {
-    let (_, series) = killed_anywhere(true);
-    assert!(series.while_paused > 0, "control: no death in the pause: {series:?}");
+    for live in [PRECOPY, "--live=snapshot"] {
+        let (_, series) = killed_anywhere(Some(live));
+        assert!(series.while_paused > 0, "control: {live}: no death in the pause: {series:?}");
+    }
 }
 
-fn killed_anywhere(live: bool) -> (u32, Series) {
+fn killed_anywhere(live: Option<&'static str>) -> (u32, Series) {
     let rounds = if pages::in_full() { 100 } else { 12 };
     let mut shares = Shares::new();
     let mut scene = Scene::new(live);
@@ -304,7 +311,7 @@ fn killed_anywhere(live: bool) -> (u32, Series) {
 /// The user tries again at once, while the guardian of the dead saver is still on its guard.
 #[test]
 fn a_save_right_after_a_death_works() {
-    let mut scene = Scene::new(false);
+    let mut scene = Scene::new(None);
     scene.undisturbed();
     let mut saver = scene.start();
     assert!(scene.wait_for_stop(&mut saver), "the save was over too soon");
@@ -318,7 +325,7 @@ fn a_save_right_after_a_death_works() {
 /// save says so and clears up.
 #[test]
 fn a_guardian_killed_as_well_leaves_a_paused_vm_and_the_next_save_says_so() {
-    let mut scene = Scene::new(false);
+    let mut scene = Scene::new(None);
     scene.undisturbed();
     let mut saver = scene.start();
     assert!(scene.wait_for_stop(&mut saver), "the save was over too soon");

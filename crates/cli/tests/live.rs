@@ -8,17 +8,15 @@ use elision_qemu::{QemuError, Vm, check_moment};
 use elision_testbed::{Guest, GuestOptions, RamMode, Spawn, Status, counters, pages};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json as object};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 use support::{Images, Window, copies, elision, end_of, json, refuses, restore, runs, save_as, sh, words};
 
 const PLACES: &str = "heap=32M,stack,thp,shm,memfd,cow,xmm,pipe-unread";
 
-/// A live save of a guest, not started yet.
-fn live(guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
-    save_as(true, guest, image, exclude)
-}
+/// Both ways to save a VM that runs on.
+const PRECOPY: &str = "--live=precopy";
+const SNAPSHOT: &str = "--live=snapshot";
 
 /// A counter's slot in the RAM file.
 fn slot(ram: &Ram, counter: &counters::Found) -> [u8; 64] {
@@ -38,12 +36,12 @@ fn play(guest: &mut Guest) -> ([i32; 2], i32) {
     (victims, spawn("stays", "spin", 77))
 }
 
-fn kept_its_moment(options: &GuestOptions) {
+fn kept_its_moment(how: &str, options: &GuestOptions) {
     let window = Window::new();
     let mut guest = window.added_to(options.clone()).boot().expect("the guest boots");
     let (victims, stays) = play(&mut guest);
     let images = Images::new();
-    let plain = json(&mut live(&guest, &images.path("plain"), &[]));
+    let plain = json(&mut save_as(Some(how), &guest, &images.path("plain"), &[]));
     assert_eq!(plain["way"], "live");
     let labels = ["victim-spins", "victim-sleeps", "stays"];
     let control = copies(&images.path("plain"), &labels);
@@ -59,7 +57,8 @@ fn kept_its_moment(options: &GuestOptions) {
     let exact = (0..10).any(|_| {
         let _ = std::fs::remove_dir_all(&image);
         watch.take_events();
-        let saver = live(&guest, &image, &["uid=1234"]).arg("--json").stdout(Stdio::piped()).spawn();
+        let saver =
+            save_as(Some(how), &guest, &image, &["uid=1234"]).arg("--json").stdout(Stdio::piped()).spawn();
         let mut saver = saver.expect("elision starts");
         let mut at_stop = None;
         while saver.try_wait().expect("a saver").is_none() {
@@ -111,17 +110,25 @@ fn works_without(restored: &mut Guest, victims: &[i32], stays: i32) {
 
 #[test]
 fn a_live_save_is_of_one_moment() {
-    kept_its_moment(&GuestOptions::new("7").vcpus(4));
+    kept_its_moment(SNAPSHOT, &GuestOptions::new("7").vcpus(4));
+    kept_its_moment(PRECOPY, &GuestOptions::new("7").vcpus(4).qemu("10"));
     if pages::in_full() {
-        kept_its_moment(&GuestOptions::new("5.10"));
-        kept_its_moment(&GuestOptions::new("6.1"));
-        kept_its_moment(&GuestOptions::new("6.12").four_level());
+        for options in
+            [GuestOptions::new("5.10"), GuestOptions::new("6.1"), GuestOptions::new("6.12").four_level()]
+        {
+            kept_its_moment(SNAPSHOT, &options);
+            kept_its_moment(PRECOPY, &options.qemu("10"));
+        }
     }
 }
 
 #[test]
 fn a_live_save_without_shared_memory_is_of_one_moment() {
-    kept_its_moment(&GuestOptions::new("6.1").ram(RamMode::Plain));
+    let options = GuestOptions::new("6.1").ram(RamMode::Plain);
+    kept_its_moment(PRECOPY, &options.clone().qemu("10"));
+    if pages::in_full() {
+        kept_its_moment(SNAPSHOT, &options);
+    }
 }
 
 #[test]
@@ -131,12 +138,12 @@ fn without_shared_memory_qemu_sends_it() {
     let (victims, stays) = play(&mut guest);
     let images = Images::new();
     let labels = ["victim-spins", "victim-sleeps", "stays"];
-    let plain = json(&mut save_as(false, &guest, &images.path("plain"), &[]));
+    let plain = json(&mut save_as(None, &guest, &images.path("plain"), &[]));
     assert_eq!(plain["way"], "stream");
     let control = copies(&images.path("plain"), &labels);
     assert!(control.iter().all(|n| *n > 0), "control: {control:?}");
     let image = images.path("vm");
-    assert_eq!(json(&mut save_as(false, &guest, &image, &["uid=1234"]))["way"], "stream");
+    assert_eq!(json(&mut save_as(None, &guest, &image, &["uid=1234"]))["way"], "stream");
     let found = copies(&image, &labels);
     assert_eq!(found[..2], [0, 0], "left out");
     assert!(found[2] > 0, "kept");
@@ -196,14 +203,14 @@ fn a_vm_that_somebody_else_continued_is_refused() {
     guest.control().spawn(&Spawn::new("victim", PLACES, "sleep=20ms").uid(1234)).expect("a process");
     let images = Images::new();
     let image = images.path("vm");
-    json(&mut live(&guest, &image, &["uid=1234"])); // and the kernel's profile is compiled
+    json(&mut save_as(None, &guest, &image, &["uid=1234"])); // and the kernel's profile is compiled
     std::fs::remove_dir_all(&image).expect("an image");
     let mut watch = window.open();
     let mut refused = 0;
-    for live_too in [true, true, true, false] {
+    for live in [Some(SNAPSHOT), Some(SNAPSHOT), Some(SNAPSHOT), None] {
         runs(&mut watch);
         watch.take_events();
-        let mut command = save_as(live_too, &guest, &image, &["uid=1234"]);
+        let mut command = save_as(live, &guest, &image, &["uid=1234"]);
         let saver = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("elision starts");
         assert!(watch.wait_event("STOP", Duration::from_secs(60)).expect("events").is_some());
         watch.execute("cont", object!({})).expect("it runs on");
@@ -220,8 +227,42 @@ fn a_vm_that_somebody_else_continued_is_refused() {
         assert!(runs(&mut watch), "the VM runs on");
     }
     assert!(refused > 0, "control: the VM was never continued at the wrong moment");
-    json(&mut live(&guest, &image, &["uid=1234"]));
+    json(&mut save_as(Some(SNAPSHOT), &guest, &image, &["uid=1234"]));
     assert!(guest.console_problems().is_empty(), "{:?}", guest.console_problems());
+}
+
+/// A guest that changes its memory all the time, with a vCPU for each writer, is stopped all the same.
+#[test]
+fn a_guest_that_never_rests_is_stopped_in_the_end() {
+    let window = Window::new();
+    let options = GuestOptions::new("6.1").qemu("10").memory_mib(1024);
+    let mut guest = window.added_to(options).boot().expect("the guest boots");
+    guest.control().spawn(&Spawn::new("victim", PLACES, "sleep=20ms").uid(1234)).expect("a process");
+    let rewrites =
+        "while :; do dd if=/dev/zero of=/tmp/rewritten bs=1M count=200 conv=notrunc 2>/dev/null; done";
+    sh(&mut guest, &format!("({rewrites}) > /dev/null 2>&1 &"));
+    let images = Images::new();
+    let image = images.path("vm");
+    let saved = json(&mut save_as(Some(PRECOPY), &guest, &image, &["uid=1234"]));
+    println!("{saved}");
+    assert_eq!(copies(&image, &["victim"]), [0]);
+    guest.control().ping().expect("the guest answers");
+    assert!(guest.console_problems().is_empty(), "{:?}", guest.console_problems());
+}
+
+#[test]
+fn a_qemu_that_forgets_writes_is_not_trusted_with_a_precopy() {
+    let guest = GuestOptions::new("6.1").qemu("7.2").boot().expect("the guest boots");
+    let vm = Vm::attach(&guest.endpoints().qmp_socket()).expect("the VM");
+    let trusted = vm.tracks_writes();
+    assert_eq!(trusted, vm.uses_kvm());
+    drop(vm);
+    let images = Images::new();
+    if !trusted {
+        let parts = ["forgets writes", "9.0", "--live=snapshot"];
+        refuses(&mut save_as(Some(PRECOPY), &guest, &images.path("vm"), &[]), 4, &parts);
+        assert_eq!(images.names(), Vec::<String>::new());
+    }
 }
 
 #[test]
@@ -238,11 +279,12 @@ fn without_rights_to_userfaultfd_it_is_refused_and_nothing_is_lost() {
         qmp.execute("query-migrate-capabilities", object!({})).expect("capabilities")
     };
     let before = capabilities(&mut watch);
-    refuses(&mut live(&guest, &image, &["uid=1234"]), 4, &["snapshot", "without --live", "userfaultfd"]);
+    let parts = ["snapshot", "without --live", "userfaultfd"];
+    refuses(&mut save_as(Some(SNAPSHOT), &guest, &image, &["uid=1234"]), 4, &parts);
     assert!(watch.wait_event("STOP", Duration::ZERO).expect("events").is_none(), "it was not even stopped");
     assert_eq!(capabilities(&mut watch), before);
     assert_eq!(images.names(), Vec::<String>::new());
-    assert_eq!(json(&mut save_as(false, &guest, &image, &["uid=1234"]))["way"], "shared");
+    assert_eq!(json(&mut save_as(None, &guest, &image, &["uid=1234"]))["way"], "shared");
     guest.control().ping().expect("the guest answers");
 }
 
@@ -254,7 +296,7 @@ fn a_paused_vm_is_copied_while_it_stands_still() {
     let image = images.path("vm");
     let output = (0..50).find_map(|_| {
         guest.endpoints().stop().expect("a stop");
-        let output = live(&guest, &image, &["uid=1234"]).output().expect("elision starts");
+        let output = save_as(Some("--live"), &guest, &image, &["uid=1234"]).output().expect("elision starts");
         if output.status.code() != Some(3) {
             return Some(output);
         }
@@ -275,7 +317,7 @@ fn a_qemu_that_dies_in_the_middle_leaves_no_image() {
     guest.control().spawn(&Spawn::new("victim", PLACES, "spin").uid(1234)).expect("a process");
     let images = Images::new();
     let mut watch = window.open();
-    let mut command = live(&guest, &images.path("vm"), &["uid=1234"]);
+    let mut command = save_as(Some(SNAPSHOT), &guest, &images.path("vm"), &["uid=1234"]);
     let saver = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("elision starts");
     assert!(watch.wait_event("RESUME", Duration::from_secs(60)).expect("events").is_some());
     let pid = guest.qemu_pid().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);

@@ -69,7 +69,7 @@ fn lives(mut guest: Guest, images: &Images, what: &str) {
     assert!(users.contains("Uid:") && !users.contains("1234"), "{what}: {users}");
     // A restored VM is saved like any other.
     let image = images.path("again");
-    json(&mut save_as(false, &guest, &image, &[]));
+    json(&mut save_as(None, &guest, &image, &[]));
     check(&by_node(&image), false, &format!("{what}, restored"));
     assert!(guest.console_problems().is_empty(), "{what}: {:?}", guest.console_problems());
 }
@@ -86,7 +86,10 @@ fn beside(options: &GuestOptions, image: &Path) -> Guest {
     options.attach(&folder).expect("the restored guest answers")
 }
 
-fn saved_and_restored(options: &GuestOptions, ways: &[(bool, &str)], what: &str) {
+/// How a save is called and what it says that it did.
+type Ways = &'static [(Option<&'static str>, &'static str)];
+
+fn saved_and_restored(options: &GuestOptions, ways: Ways, what: &str) {
     let mut guest = options.boot().unwrap_or_else(|e| panic!("{what}: {e}"));
     play(&mut guest);
     let images = Images::new();
@@ -118,8 +121,8 @@ fn saved_and_restored(options: &GuestOptions, ways: &[(bool, &str)], what: &str)
 
 #[test]
 fn every_way_leaves_processes_out_of_all_nodes() {
-    const SHARED: &[(bool, &str)] = &[(false, "shared"), (true, "live")];
-    const SENT: &[(bool, &str)] = &[(false, "stream"), (true, "live")];
+    const SHARED: Ways = &[(None, "shared"), (Some("--live"), "live")];
+    const SENT: Ways = &[(None, "stream"), (Some("--live"), "live")];
     let mut cases = vec![
         ("files", [FILE, FILE], SHARED),
         ("private", [PRIVATE, PRIVATE], SENT),
@@ -139,5 +142,5 @@ fn every_way_leaves_processes_out_of_all_nodes() {
 #[test]
 fn a_node_on_both_sides_of_the_pci_hole_is_left_out_of() {
     let options = GuestOptions::new("6.1").memory_mib(3072).ram(RamMode::Nodes([MEMFD, MEMFD]));
-    saved_and_restored(&options, &[(false, "shared")], "3 GiB");
+    saved_and_restored(&options, &[(None, "shared")], "3 GiB");
 }

@@ -21,6 +21,7 @@ mod exclusions;
 mod manifest;
 mod packed;
 mod partial;
+mod precopy;
 mod ram_writer;
 mod reader;
 mod room;
@@ -36,6 +37,7 @@ pub use manifest::{
     Completeness, FORMAT, FORMAT_PACKED, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, Way, timestamp,
 };
 pub use partial::{partial_path, remove_image, remove_stale, remove_unfinished};
+pub use precopy::Precopy;
 pub use ram_writer::RamStats;
 pub use reader::Image;
 pub use stream_writer::StreamWriter;

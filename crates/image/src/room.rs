@@ -2,7 +2,7 @@
 
 use crate::checksum::chunk_bytes;
 use crate::ram_writer::fits;
-use crate::tasks::tasks;
+use crate::tasks::{Task, tasks};
 use elision_memory::{FileOffset, Ram, Staging};
 use elision_plan::Plan;
 use rayon::prelude::*;
@@ -37,15 +37,9 @@ impl Room {
         self.populated = ram.populated();
         let tasks = tasks(ram, &self.populated, guess);
         let end = fits(&tasks, self.bytes, chunk_bytes(ram.file_len()));
-        let parts: Vec<Range<FileOffset>> =
-            tasks.iter().map(|task| task.offset..FileOffset(task.offset.0 + task.bytes())).collect();
+        let parts: Vec<Range<FileOffset>> = tasks.iter().map(Task::range).collect();
         let staged = parts.get(..parts.partition_point(|part| part.start < end)).unwrap_or_default();
-        for dense in dense(staged) {
-            if let Err(error) = self.staging.prefer_huge(&dense) {
-                tracing::debug!(%error, "no huge pages for the copy");
-                break;
-            }
-        }
+        prefer_huge(&self.staging, staged);
         // Both are mere help: what fails here happens by itself while memory is copied.
         let mapped = parts.par_iter().try_for_each(|part| ram.prefault(part));
         let populated = staged.par_iter().try_for_each(|part| self.staging.populate(part));
@@ -56,8 +50,18 @@ impl Room {
     }
 }
 
+/// Asks for huge pages where `parts`, which ascend, are going to be filled densely.
+pub(crate) fn prefer_huge(staging: &Staging, parts: &[Range<FileOffset>]) {
+    for dense in dense(parts) {
+        if let Err(error) = staging.prefer_huge(&dense) {
+            tracing::debug!(%error, "no huge pages for the copy");
+            break;
+        }
+    }
+}
+
 /// Bytes that a copy may take: half of what the host, and the control groups of this process, have left.
-fn available() -> u64 {
+pub(crate) fn available() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).and_then(|kib| kib.parse().ok());

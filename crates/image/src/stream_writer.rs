@@ -50,14 +50,14 @@ pub struct StreamWriter<'a> {
 
 /// Frames and their content when the plan was made.
 #[derive(Debug)]
-struct Watched {
+pub(crate) struct Watched {
     frames: Vec<Gfn>,
     bytes: Vec<u8>,
 }
 
 impl Watched {
     /// Every frame in which the plan changes something.
-    fn of(ram: &Ram, plan: &Plan) -> Result<Self, ImageError> {
+    pub(crate) fn of(ram: &Ram, plan: &Plan) -> Result<Self, ImageError> {
         let mut frames: Vec<Gfn> = plan.edits.iter().map(|edit| edit.gpa.gfn()).collect();
         frames.dedup();
         let mut bytes = vec![0; frames.len().saturating_mul(PAGE_SIZE)];
@@ -70,6 +70,11 @@ impl Watched {
     fn content(&self, gfn: Gfn) -> Option<&[u8]> {
         let at = self.frames.binary_search(&gfn).ok()?;
         self.bytes.chunks_exact(PAGE_SIZE).nth(at)
+    }
+
+    /// Every frame with its content.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (Gfn, &[u8])> {
+        self.frames.iter().copied().zip(self.bytes.chunks_exact(PAGE_SIZE))
     }
 }
 

@@ -24,6 +24,11 @@ impl Task {
     pub(crate) fn bytes(&self) -> u64 {
         self.count * PAGE
     }
+
+    /// Where in the RAM file they are.
+    pub(crate) fn range(&self) -> Range<FileOffset> {
+        self.offset..FileOffset(self.offset.0 + self.bytes())
+    }
 }
 
 /// What is to be copied: populated, mapped by the layout, not dropped; cut at each 4 MiB of the file.

@@ -8,6 +8,7 @@
 
 use crate::drain::drain;
 use crate::partial::Partial;
+use crate::precopy::{Precopy, Settled};
 use crate::ram_writer::{AtOnce, Late, Written};
 use crate::room::Room;
 use crate::target::{Target, open_direct};
@@ -35,6 +36,7 @@ pub struct ImageWriter {
     partial: Partial,
     started: Instant,
     room: Option<Room>,
+    settled: Option<Settled>,
     ram: Option<RamImage>,
     state: Option<File>,
     exclusions: Option<File>,
@@ -78,6 +80,7 @@ impl ImageWriter {
             partial: Partial::create(target)?,
             started,
             room: None,
+            settled: None,
             ram: None,
             state: None,
             exclusions: None,
@@ -146,6 +149,32 @@ impl ImageWriter {
         let at_once = AtOnce { chunks: vec![FileOffset(0)..FileOffset(copy.file_len())], hashes: Vec::new() };
         self.ram = Some(RamImage::new(file, written, copy, at_once)?);
         Ok(stats)
+    }
+
+    /// Begins to take RAM that comes page by page while the VM runs, before there is a plan for it: into memory. `guess`
+    /// is a plan that drops about what the plan is going to drop.
+    pub fn begin_precopy(&self, ram: &Ram, guess: &Plan) -> Result<Precopy, ImageError> {
+        Precopy::new(ram, guess).map_err(|e| self.failed("take memory for", RAM, e))
+    }
+
+    /// Takes RAM of which every page has come. `ram` is what the plan was made on, and the VM has not run since.
+    /// [`ImageWriter::end_precopy`] does the rest, when it runs again.
+    pub fn settle_precopy(&mut self, precopy: Precopy, ram: &Ram, plan: &Plan) -> Result<(), ImageError> {
+        self.settled = Some(precopy.settle(ram, plan)?);
+        Ok(())
+    }
+
+    /// Carries out the plan in RAM that came before it. As after [`ImageWriter::write_ram`] the late frames still wait.
+    /// Without such RAM there is nothing to do.
+    pub fn end_precopy(&mut self, plan: &Plan) -> Result<(), ImageError> {
+        let Some(settled) = self.settled.take() else { return Ok(()) };
+        self.ram = None;
+        let (staging, layout, written) = settled.carry_out(plan)?;
+        let file = self.new_file(RAM)?;
+        file.set_len(layout.file_len()).map_err(|e| self.failed("write", RAM, e))?;
+        let copy = staging.into_ram(layout, &self.open(RAM)?, &[])?;
+        self.ram = Some(RamImage::new(file, written, copy, AtOnce::default())?);
+        Ok(())
     }
 
     /// What was copied, the late frames included: the guest's memory as it was when it was copied, while

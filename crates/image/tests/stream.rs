@@ -3,16 +3,11 @@
 mod common;
 
 use common::*;
-use elision_image::{Image, ImageError, ImageWriter, RamStats};
-use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
-use elision_plan::{Change, Edit, EditReason, Plan};
-use std::path::Path;
+use elision_image::{ImageError, ImageWriter, RamStats};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram};
+use elision_plan::Plan;
 
 const PAGES: u64 = LOW + HIGH;
-
-fn planned() -> Plan {
-    Plan { late: vec![Gfn(4)..Gfn(6), Gfn(HIGH_GFN + 1)..Gfn(HIGH_GFN + 2)], ..plan() }
-}
 
 /// Hands the pages on in an order, as QEMU does: pages of zeros by their byte.
 fn send(writer: &mut ImageWriter, ram: &Ram, plan: &Plan, order: &[u64]) -> Result<RamStats, ImageError> {
@@ -24,21 +19,6 @@ fn send(writer: &mut ImageWriter, ram: &Ram, plan: &Plan, order: &[u64]) -> Resu
         if bytes == [0; PAGE_SIZE] { stream.fill(offset, 0)? } else { stream.page(offset, &bytes)? }
     }
     writer.end_stream(stream)
-}
-
-fn complete(mut writer: ImageWriter, plan: &Plan) -> RamStats {
-    let change = Change::Zero(8);
-    let late = Edit { gpa: Gpa(5 * PAGE + 8), change, reason: EditReason::FreeObject, owner: None };
-    let stats = writer.write_late(&[late]).unwrap();
-    writer.write_state(b"device state").unwrap();
-    writer.write_exclusions(plan).unwrap();
-    writer.finish(manifest(), &|_| ()).unwrap();
-    stats
-}
-
-fn ram_of(image: &Path) -> Vec<u8> {
-    assert_eq!(Image::open(image).unwrap().verify(&|_| ()).unwrap(), []);
-    std::fs::read(image.join("ram.img")).unwrap()
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! Nothing of it is in a core dump, and only what is filled, or populated ahead, takes room.
 
 use crate::mapping::Mapping;
-use crate::{FileOffset, MemoryError, Ram, RamLayout};
+use crate::{FileOffset, MemoryError, PAGE_SIZE, Ram, RamLayout};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use std::fs::File;
 use std::io;
@@ -42,6 +42,12 @@ impl Staging {
         self.map.chunks_mut(bytes)
     }
 
+    /// One page of it.
+    pub fn page(&mut self, offset: FileOffset) -> Option<&mut [u8; PAGE_SIZE]> {
+        let start = usize::try_from(offset.0).ok()?;
+        self.map.get_mut(start..start.checked_add(PAGE_SIZE)?)?.try_into().ok()
+    }
+
     /// The memory as RAM, of which `views`, which ascend and consist of pages, are private views of `file`.
     pub fn into_ram(
         self,
@@ -65,7 +71,7 @@ impl Staging {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Gpa, PAGE_SIZE};
+    use crate::Gpa;
     use std::os::unix::fs::FileExt;
 
     #[test]

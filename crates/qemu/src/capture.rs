@@ -5,9 +5,10 @@
 //!   device_state   devices only, while the VM stands still
 //!   stream         memory and devices, while the VM stands still
 //!   snapshot       memory and devices as they are now, while the VM runs on
+//!   precopy        memory while the VM runs, then what has changed and the devices while it stands still
 //! put the settings back
 //! ```
-//! After the first two the VM is in QEMU's state `postmigrate`: it runs on by `cont`, and only then can it be
+//! After all but the snapshot the VM is in QEMU's state `postmigrate`: it runs on by `cont`, and only then can it be
 //! captured again. A VM that was paused before stays so until somebody continues it. If anything fails, the
 //! migration is cancelled and the settings are put back; whether the VM runs on is the caller's business.
 //!
@@ -19,10 +20,12 @@
 
 use crate::error::{QemuError, Result};
 use crate::guardian::{Duty, Guardian};
-use crate::migration::{Watched, receive, wait, wait_for_memory, wait_patiently};
+use crate::migration::{Watched, receive, wait, wait_for_memory, wait_patiently, wait_shortly};
+use crate::precopy;
 use crate::qmp::Qmp;
+use crate::registers::{self, Registers, check_moment};
 use crate::settings::{Form, MigrationSettings};
-use crate::stream::{DeviceState, PageSink};
+use crate::stream::{DeviceState, PageSink, SinkClosed};
 use crate::vm::{RunState, Vm, run_state};
 use serde_json::json;
 use std::path::Path;
@@ -73,6 +76,39 @@ impl Vm {
                 },
             )
         })
+    }
+
+    /// The same of a VM that runs, and that stands still only while QEMU sends what has changed since it was sent:
+    /// pages come to `sink` again and again. When little is left, `ready` is called, then QEMU stops the VM, and
+    /// `still` is called with the vCPUs' registers while the rest is on its way. The VM stands still afterwards, and
+    /// nothing else may have continued it. Returns since when, too.
+    pub fn precopy<T>(
+        &mut self,
+        sink: &mut dyn PageSink,
+        ready: impl FnOnce() -> Result<(), SinkClosed>,
+        still: impl FnOnce(&[Registers]) -> T,
+    ) -> Result<(DeviceState, Instant, T)> {
+        let blocks = self.ram().blocks.clone();
+        let (state, (seen, since, done)) = self.with_settings(Form::Precopy, |qmp| {
+            receive(
+                qmp,
+                None,
+                |input| DeviceState::read_whole(input, &blocks, sink),
+                |qmp, progress| {
+                    precopy::wait_for_first_pass(qmp, progress)?;
+                    ready().map_err(|SinkClosed| QemuError::SinkClosed)?;
+                    let since = precopy::stop(qmp, progress)?;
+                    let seen = registers::read(qmp)?;
+                    precopy::go_on(qmp)?;
+                    let done = still(&seen);
+                    wait_shortly(qmp, progress)?;
+                    Ok((seen, since, done))
+                },
+            )
+        })?;
+        self.check_still()?;
+        check_moment(&seen, &state)?;
+        Ok((state, since, done))
     }
 
     /// Sets QEMU's settings for [`Vm::snapshot`], which is an error where none can be taken: QEMU tries to guard

@@ -4,7 +4,7 @@
 //! - [`Vm::registers`]: some registers of its vCPUs, for a first look.
 //! - [`Vm::device_state`]: the state of a stopped VM's devices and vCPUs, without its RAM, as
 //!   [`DeviceState`]: to look at, to clear of private data, and to write in a form that stock QEMU loads.
-//! - [`Vm::stream`] and [`Vm::snapshot`]: the same with the RAM handed page by page to a [`PageSink`].
+//! - [`Vm::stream`], [`Vm::precopy`] and [`Vm::snapshot`]: the same with the RAM handed page by page to a [`PageSink`].
 //! - [`Guardian`]: lets the VM run on when the saver dies.
 //! - [`prepare`]: makes a QEMU command fit for saving; [`for_restore`] and [`restore()`]: start an image.
 //!
@@ -20,6 +20,7 @@ mod layout;
 mod maps;
 mod migration;
 mod overlay;
+mod precopy;
 mod process;
 mod qmp;
 mod registers;

@@ -13,7 +13,7 @@ use crate::qmp::Qmp;
 use crate::stream::{DeviceState, PageSink, SinkClosed};
 use crate::vm::run_state;
 use elision_memory::{FileOffset, PAGE_SIZE};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -154,9 +154,32 @@ pub(crate) fn wait_patiently(qmp: &mut Qmp) -> Result<()> {
 
 /// Waits for the end, but not for a stream that stands still.
 pub(crate) fn wait(qmp: &mut Qmp, progress: &Progress) -> Result<()> {
-    let mut pause = Duration::from_millis(1);
+    poll(qmp, progress, LONGEST_BREAK, |_, info| Ok(is_end(info)))
+}
+
+/// The same for an end that is near.
+pub(crate) fn wait_shortly(qmp: &mut Qmp, progress: &Progress) -> Result<()> {
+    poll(qmp, progress, LOOK, |_, info| Ok(is_end(info)))
+}
+
+/// Asks how it goes until `done` says that this is it, but not of a stream that stands still. A migration that has ended
+/// too early is an error.
+pub(crate) fn poll(
+    qmp: &mut Qmp,
+    progress: &Progress,
+    longest_break: Duration,
+    mut done: impl FnMut(&mut Qmp, &Value) -> Result<bool>,
+) -> Result<()> {
+    let mut pause = LOOK;
     let mut seen = (0, Instant::now());
-    while !is_completed(qmp)? {
+    loop {
+        let info = ask(qmp)?;
+        if done(qmp, &info)? {
+            return Ok(());
+        }
+        if is_end(&info) {
+            return Err(QemuError::Migration { why: "it ended before it was expected".into() });
+        }
         let now = progress.bytes.load(Ordering::Relaxed);
         if now != seen.0 {
             seen = (now, Instant::now());
@@ -165,20 +188,27 @@ pub(crate) fn wait(qmp: &mut Qmp, progress: &Progress) -> Result<()> {
             return Err(QemuError::Migration { why });
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(LONGEST_BREAK);
+        pause = (pause * 2).min(longest_break);
     }
-    Ok(())
 }
 
 fn is_completed(qmp: &mut Qmp) -> Result<bool> {
+    ask(qmp).map(|info| is_end(&info))
+}
+
+fn is_end(info: &Value) -> bool {
+    info["status"] == "completed"
+}
+
+/// How the migration goes; an error if it failed.
+fn ask(qmp: &mut Qmp) -> Result<Value> {
     let info = qmp.execute("query-migrate", json!({}))?;
     match info["status"].as_str().unwrap_or_default() {
-        "completed" => Ok(true),
         status @ ("failed" | "cancelled" | "cancelling") => {
             let why = info["error-desc"].as_str().unwrap_or(status).to_string();
             Err(QemuError::Migration { why })
         }
-        _ => Ok(false),
+        _ => Ok(info),
     }
 }
 

@@ -12,6 +12,7 @@
 
 use crate::Vm;
 use crate::error::{QemuError, Result};
+use crate::qmp::Qmp;
 use crate::stream::{DeviceState, PROTECTED, Vcpu};
 use elision_memory::Gva;
 use std::collections::BTreeMap;
@@ -59,8 +60,13 @@ impl Registers {
 impl Vm {
     /// Every vCPU, by index. The VM should be stopped.
     pub fn registers(&mut self) -> Result<Vec<Registers>> {
-        parse(&self.qmp.human(COMMAND)?)
+        read(&mut self.qmp)
     }
+}
+
+/// The same of the VM behind a QMP connection.
+pub(crate) fn read(qmp: &mut Qmp) -> Result<Vec<Registers>> {
+    parse(&qmp.human(COMMAND)?)
 }
 
 /// Refuses a state that is not of the moment in which `seen` was seen.

@@ -3,13 +3,14 @@
 use crate::error::Result;
 use crate::qmp::Qmp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 const IGNORE_SHARED: &str = "x-ignore-shared";
 const SNAPSHOT: &str = "background-snapshot";
+const PAUSES: &str = "pause-before-switchover";
 /// Other capabilities under which the stream has another form, other content or another way.
-const DISTURBING: [&str; 20] = [
+const DISTURBING: [&str; 19] = [
     "auto-converge",
     "block",
     "compress",
@@ -17,7 +18,6 @@ const DISTURBING: [&str; 20] = [
     "late-block-activate",
     "mapped-ram",
     "multifd",
-    "pause-before-switchover",
     "postcopy-blocktime",
     "postcopy-preempt",
     "postcopy-ram",
@@ -41,6 +41,8 @@ pub(crate) enum Form {
     Whole,
     /// Devices and RAM of one moment of a VM that runs on.
     Snapshot,
+    /// RAM of a VM that runs, again and again what it changes, until it is stopped; then its devices.
+    Precopy,
 }
 
 impl Form {
@@ -50,6 +52,7 @@ impl Form {
             Self::Devices => Some(IGNORE_SHARED),
             Self::Whole => None,
             Self::Snapshot => Some(SNAPSHOT),
+            Self::Precopy => Some(PAUSES),
         }
     }
 }
@@ -60,6 +63,7 @@ pub struct MigrationSettings {
     /// Capabilities that matter, and whether they are on.
     capabilities: BTreeMap<String, bool>,
     max_bandwidth: Option<u64>,
+    downtime_limit: Option<u64>,
 }
 
 impl MigrationSettings {
@@ -69,20 +73,29 @@ impl MigrationSettings {
         let mut capabilities = BTreeMap::new();
         for c in list.as_array().map(Vec::as_slice).unwrap_or_default() {
             if let (Some(name), Some(on)) = (c["capability"].as_str(), c["state"].as_bool()) {
-                if [IGNORE_SHARED, SNAPSHOT].contains(&name) || DISTURBING.contains(&name) {
+                if [IGNORE_SHARED, SNAPSHOT, PAUSES].contains(&name) || DISTURBING.contains(&name) {
                     capabilities.insert(name.to_string(), on);
                 }
             }
         }
         let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
-        Ok(Self { capabilities, max_bandwidth: parameters["max-bandwidth"].as_u64() })
+        let number = |name| parameters[name].as_u64();
+        Ok(Self {
+            capabilities,
+            max_bandwidth: number("max-bandwidth"),
+            downtime_limit: number("downtime-limit"),
+        })
     }
 
     /// The same settings as a capture needs them.
     pub(crate) fn for_capture(&self, form: Form) -> Self {
         let is_on = |name: &String| form.capability() == Some(name.as_str());
         let capabilities = self.capabilities.keys().map(|name| (name.clone(), is_on(name))).collect();
-        Self { capabilities, max_bandwidth: self.max_bandwidth.map(|_| 0) }
+        let downtime_limit = match form {
+            Form::Precopy => self.downtime_limit.map(|_| 0),
+            _ => self.downtime_limit,
+        };
+        Self { capabilities, max_bandwidth: self.max_bandwidth.map(|_| 0), downtime_limit }
     }
 
     /// Whether this QEMU can take the stream in this form at all.
@@ -96,13 +109,18 @@ impl MigrationSettings {
         let list = self.capabilities.iter().filter(differs);
         let list: Vec<Value> = list.map(|(name, on)| json!({"capability": name, "state": on})).collect();
         let capabilities = set_capabilities(qmp, &list);
-        let bandwidth = match self.max_bandwidth {
-            Some(limit) if now.max_bandwidth != Some(limit) => {
-                qmp.execute("migrate-set-parameters", json!({"max-bandwidth": limit})).map(drop)
-            }
-            _ => Ok(()),
-        };
-        capabilities.and(bandwidth)
+        let numbers = [
+            ("max-bandwidth", self.max_bandwidth, now.max_bandwidth),
+            ("downtime-limit", self.downtime_limit, now.downtime_limit),
+        ];
+        let differing = numbers.into_iter().filter(|(_, wanted, now)| wanted.is_some() && wanted != now);
+        let parameters: Map<String, Value> =
+            differing.map(|(name, wanted, _)| (name.to_string(), json!(wanted))).collect();
+        capabilities.and(if parameters.is_empty() {
+            Ok(())
+        } else {
+            qmp.execute("migrate-set-parameters", parameters.into()).map(drop)
+        })
     }
 
     /// Puts the settings back to these, whatever they are now.

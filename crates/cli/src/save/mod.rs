@@ -4,7 +4,8 @@
 //! before   policy, target, RAM mapped, kernel found, memory for the copy taken, guardian on guard
 //! pause    stop ─> vCPUs ─> plan ──busy──> run on for a moment, again
 //!                           └──> RAM copied to memory ─> cont
-//! --live                    └──> snapshot begun ─> cont, RAM written as QEMU sends it
+//! --live   RAM copied to memory as QEMU sends it ─> stop ─> vCPUs ─> plan, the last of RAM ─> cont
+//!          or stop ─> vCPUs ─> plan ─> snapshot begun ─> cont, RAM written as QEMU sends it
 //! after    freed objects found in the copy and cleared
 //!          device state redacted and written ─> exclusions ─> RAM written, checksums, sync, rename
 //! ```
@@ -17,14 +18,20 @@ mod sent;
 
 use crate::agent::SaveAgent;
 use crate::args::SaveArgs;
+use crate::choices::LiveArg;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::{Session, open_kernel, rehearse, retry};
-use elision_image::{Completeness, Guest, ImageWriter, Manifest, Times, Vmm, Way, partial_path, timestamp};
+use elision_image::{
+    Completeness, Guest, ImageWriter, Manifest, Precopy, Times, Vmm, partial_path, timestamp,
+};
+use elision_kernel::Kernel;
+use elision_memory::Ram;
 use elision_plan::Selection;
+use elision_policy::Policy;
 use elision_qemu::Vm;
-use pause::{Captured, Task};
+use pause::{Captured, How, Task};
 use report::Saved;
 use std::num::NonZero;
 use std::thread;
@@ -34,6 +41,16 @@ const PAUSED: &str = "The VM is paused. It stays so; QEMU calls its state `postm
 /// Said when an unfinished image shows that nobody was left to resume the VM.
 const KILLED: &str = "The VM is paused, perhaps by an earlier save to this name that was killed together with \
                       its guardian process. It stays paused: continue it by `cont` in its monitor";
+
+/// Said where precopy was asked for, each with its help.
+const FORGETS: [&str; 2] = [
+    "This QEMU forgets writes of the guest while it sends memory: versions before 9.0 do so without KVM",
+    "Save with `--live=snapshot` or without --live",
+];
+const NO_MEMORY: [&str; 2] = [
+    "The host cannot spare the memory for a copy of the VM's",
+    "It may take half of what is available. Save with `--live=snapshot`, which needs none, or without --live",
+];
 
 /// Said of `--live` for such a VM.
 const STANDS_STILL: &str =
@@ -51,14 +68,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     if !runs {
         out.note(if left_over { KILLED } else { PAUSED });
     }
-    if args.live && !runs {
+    if args.live.is_some() && !runs {
         out.note(STANDS_STILL);
     }
-    let way = match (args.live && runs, vm.shares_ram()) {
-        (true, _) => Way::Live,
-        (false, true) => Way::Shared,
-        (false, false) => Way::Stream,
-    };
     let kernel = open_kernel(&mut vm, &ram)?;
     // A selection that is wrong is wrong before the VM is stopped for it; that the guest changes while it
     // is read does not matter yet.
@@ -67,22 +79,21 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     let mut agent = SaveAgent::meet(&args.agent, &mut vm, runs)?;
     let bar = out.spinner("copying memory");
     agent.prepare(&kernel, &policy)?;
-    match way {
-        Way::Shared => match retry(|| elision_plan::guess(&kernel)) {
-            Ok(guess) => writer.make_room(&ram, &guess)?,
-            Err(error) => tracing::debug!(%error, "memory for the copy is taken in the pause"),
-        },
-        Way::Live => {
-            if let Err(error) = ram.fill_in() {
-                tracing::debug!(%error, "QEMU fills in its memory in the pause");
+    let how = match args.live.filter(|_| runs) {
+        Some(live) => how_live(live, &mut vm, &ram, &kernel, &policy)?,
+        None if vm.shares_ram() => {
+            match retry(|| elision_plan::guess(&kernel)) {
+                Ok(guess) => writer.make_room(&ram, &guess)?,
+                Err(error) => tracing::debug!(%error, "memory for the copy is taken in the pause"),
             }
+            How::Shared
         }
-        Way::Stream => {}
-    }
-    if !vm.shares_ram() {
-        rehearse(&mut vm, &kernel, &policy); // shared RAM is mapped now
-    }
-    let task = Task { kernel: &kernel, policy: &policy, way, threads: threads(args) };
+        None => {
+            rehearse(&mut vm, &kernel, &policy);
+            How::Stream
+        }
+    };
+    let task = Task { kernel: &kernel, policy: &policy, how, threads: threads(args) };
     let captured = pause::capture(&mut vm, &task, &mut writer, &mut agent);
     bar.finish_and_clear();
     let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;
@@ -105,6 +116,35 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         Saved::new(&args.image, &manifest, &selection, stats, devices, looks).with_agent(agent.saved());
     out.result(&saved, report::human)?;
     Ok(Exit::Done)
+}
+
+/// Chooses how to save a VM that runs on, and prepares it.
+fn how_live(
+    live: LiveArg,
+    vm: &mut Vm,
+    ram: &Ram,
+    kernel: &Kernel<'_>,
+    policy: &Policy,
+) -> Result<How, Failure> {
+    // Planned for either: shared RAM is mapped by it, other RAM has its room.
+    let guess = rehearse(vm, kernel, policy).unwrap_or_default();
+    let obstacle = match () {
+        () if !vm.tracks_writes() => Some(FORGETS),
+        () if !Precopy::fits(ram, &guess) => Some(NO_MEMORY),
+        () => None,
+    };
+    match (live, obstacle) {
+        (LiveArg::Auto | LiveArg::Precopy, None) => return Ok(How::Precopy(Box::new(guess))),
+        (LiveArg::Precopy, Some([what, help])) => {
+            return Err(Failure::new(Exit::Failed, what).with_help(help));
+        }
+        (LiveArg::Auto, Some([why, _])) => tracing::debug!(why, "no precopy"),
+        (LiveArg::Snapshot, _) => {}
+    }
+    if let Err(error) = ram.fill_in() {
+        tracing::debug!(%error, "QEMU fills in its memory in the pause");
+    }
+    Ok(How::Snapshot)
 }
 
 fn threads(args: &SaveArgs) -> usize {
@@ -145,7 +185,7 @@ fn manifest(
         plan: summary,
         completeness,
         times: Times { pause_ms: pause.length.as_secs_f64() * 1000.0, total_ms: 0.0 },
-        way: task.way,
+        way: task.how.way(),
         files: elision_image::Files::default(),
     })
 }

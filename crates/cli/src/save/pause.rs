@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::session::{options, resume, vcpu_states, vcpu_states_of};
 use elision_image::{ImageWriter, RamStats, Way};
 use elision_kernel::Kernel;
-use elision_plan::{Outcome, Plan, PlanError, Selection, plan, plan_late};
+use elision_plan::{Outcome, Plan, PlanError, Selection, VcpuState, plan, plan_late};
 use elision_policy::Policy;
 use elision_qemu::{DeviceState, Guardian, Registers, Vm};
 use std::path::Path;
@@ -58,9 +58,32 @@ pub(super) struct Captured {
 pub(super) struct Task<'a> {
     pub(super) kernel: &'a Kernel<'a>,
     pub(super) policy: &'a Policy,
-    pub(super) way: Way,
+    pub(super) how: How,
     /// How many threads write memory.
     pub(super) threads: usize,
+}
+
+/// How memory comes out of the VM.
+pub(super) enum How {
+    /// It is read where it is, while the VM stands still.
+    Shared,
+    /// QEMU sends it, while the VM stands still.
+    Stream,
+    /// QEMU sends it as it was at the stop, while the VM runs on.
+    Snapshot,
+    /// QEMU sends it before the stop, and in it what has changed since. The plan is a guess.
+    Precopy(Box<Plan>),
+}
+
+impl How {
+    /// What is said of it.
+    pub(super) fn way(&self) -> Way {
+        match self {
+            Self::Shared => Way::Shared,
+            Self::Stream => Way::Stream,
+            Self::Snapshot | Self::Precopy(_) => Way::Live,
+        }
+    }
 }
 
 /// Copies a VM into an image. A VM that ran before runs afterwards, whatever happens.
@@ -74,7 +97,7 @@ pub(super) fn capture(
     let runs = duty.resume;
     let program = std::env::current_exe().map_err(|e| Failure::io("find", Path::new("elision"), &e))?;
     let guardian = Guardian::spawn(&program, &["guard"], &duty)?;
-    if task.way != Way::Live {
+    if !matches!(task.how, How::Snapshot) {
         return look(vm, task, writer, guardian, runs, agent);
     }
     if let Err(error) = vm.allow_snapshots() {
@@ -96,13 +119,7 @@ fn look(
     agent: &mut SaveAgent,
 ) -> Result<Captured, Failure> {
     let sought = Instant::now();
-    if let Err(failure) = agent.freeze(task.kernel, task.policy) {
-        guardian.dismiss()?;
-        return Err(failure);
-    }
     for looks in 1.. {
-        let began = SystemTime::now();
-        let stopped = Instant::now();
         let result = still(vm, task, writer, &guardian, agent);
         let resumed = result.as_ref().ok().and_then(|copied| copied.sent.resumed);
         if runs && resumed.is_none() {
@@ -112,26 +129,24 @@ fn look(
                 return Err(result.err().map_or(error.into(), |e| e.into_failure()));
             }
         }
-        let length = resumed.unwrap_or_else(Instant::now).duration_since(stopped);
+        let resumed = resumed.unwrap_or_else(Instant::now);
         if result.is_ok() {
             agent.thawed(); // before work begins that would keep the guest waiting
         }
         let result = result.and_then(|mut copied| {
+            writer.end_precopy(&copied.outcome.plan)?;
             copied.sent.ram = late(task.kernel, &mut copied.outcome.plan, writer)?;
             Ok(copied)
         });
         match result {
-            Ok(Copied { selection, outcome, sent: Sent { state, ram, .. } }) => {
-                let pause = Pause { began, length };
+            Ok(Copied { selection, outcome, sent: Sent { state, ram, .. }, stopped }) => {
+                let began = SystemTime::now() - stopped.elapsed();
+                let pause = Pause { began, length: resumed.duration_since(stopped) };
                 return Ok(Captured { guardian, selection, outcome, state, ram, pause, looks });
             }
             Err(Held::Plan(error)) if runs && error.is_transient() && sought.elapsed() < patience(&error) => {
                 tracing::debug!(%error, looks, "the guest was stopped at a bad moment");
                 std::thread::sleep(break_after(&error, looks));
-                if let Err(failure) = agent.freeze_again(task.kernel, task.policy) {
-                    guardian.dismiss()?;
-                    return Err(failure);
-                }
             }
             Err(held) => {
                 guardian.dismiss()?;
@@ -180,10 +195,13 @@ fn late(kernel: &Kernel<'_>, plan: &mut Plan, writer: &mut ImageWriter) -> Resul
     Ok(stats)
 }
 
-struct Copied {
-    selection: Selection,
-    outcome: Outcome,
-    sent: Sent,
+/// The image's content, as far as it must be known before the VM runs on.
+pub(super) struct Copied {
+    pub(super) selection: Selection,
+    pub(super) outcome: Outcome,
+    pub(super) sent: Sent,
+    /// When the VM was stopped.
+    pub(super) stopped: Instant,
 }
 
 /// What is known of the vCPUs before memory is copied. A stream has them at its end.
@@ -192,6 +210,7 @@ enum Vcpus {
     Seen(Vec<Registers>),
 }
 
+/// Stops the VM, if it runs, and copies it.
 fn still(
     vm: &mut Vm,
     task: &Task<'_>,
@@ -199,8 +218,12 @@ fn still(
     guardian: &Guardian,
     agent: &mut SaveAgent,
 ) -> Result<Copied, Held> {
-    let begin = Instant::now();
-    let done = |what| tracing::debug!(since_stop = ?begin.elapsed(), "{what}");
+    if let How::Precopy(guess) = &task.how {
+        return sent::precopy(vm, task, guess, writer, agent);
+    }
+    agent.freeze_again(task.kernel, task.policy)?;
+    let stopped = Instant::now();
+    let done = |what| tracing::debug!(since_stop = ?stopped.elapsed(), "{what}");
     if vm.status()?.running {
         vm.stop()?;
     } else {
@@ -208,7 +231,7 @@ fn still(
     }
     done("the VM stands still");
     task.kernel.ram().refresh();
-    let (vcpus, states) = if task.way == Way::Shared {
+    let (vcpus, states) = if matches!(task.how, How::Shared) {
         let state = vm.device_state()?;
         let states = vcpu_states(&state)?;
         (Vcpus::Sent(Box::new(state)), states)
@@ -218,13 +241,7 @@ fn still(
         (Vcpus::Seen(seen), states)
     };
     done("vCPUs known");
-    let options = options(task.policy, task.policy.save.best_effort());
-    let planned = task.kernel.ram().fetching(|| {
-        let selection = Selection::of(task.kernel, task.policy)?;
-        Ok((plan(task.kernel, &selection, &states, options)?, selection))
-    });
-    task.kernel.ram().check()?;
-    let (mut outcome, selection) = planned.map_err(Held::Plan)?;
+    let (mut outcome, selection) = task.plan(&states)?;
     agent.mark(task.kernel, &selection, &mut outcome)?;
     done("planned");
     let ram = task.kernel.ram();
@@ -235,7 +252,7 @@ fn still(
         }
         Vcpus::Seen(seen) => {
             vm.check_still()?;
-            let live = (task.way == Way::Live).then_some(guardian);
+            let live = matches!(task.how, How::Snapshot).then_some(guardian);
             sent::copy(vm, ram, &outcome.plan, &seen, live, writer, agent)?
         }
     };
@@ -243,5 +260,18 @@ fn still(
         vm.check_still()?;
     }
     done("memory copied");
-    Ok(Copied { selection, outcome, sent })
+    Ok(Copied { selection, outcome, sent, stopped })
+}
+
+impl Task<'_> {
+    /// Plans for the VM, which stands still.
+    pub(super) fn plan(&self, vcpus: &[VcpuState]) -> Result<(Outcome, Selection), Held> {
+        let Self { kernel, policy, .. } = self;
+        let planned = kernel.ram().fetching(|| {
+            let selection = Selection::of(kernel, policy)?;
+            Ok((plan(kernel, &selection, vcpus, options(policy, policy.save.best_effort()))?, selection))
+        });
+        kernel.ram().check()?;
+        planned.map_err(Held::Plan)
+    }
 }

@@ -1,8 +1,9 @@
 //! Memory that QEMU sends, page by page, into an image.
 
-use super::pause::Held;
+use super::pause::{Copied, Held, Task};
 use crate::agent::SaveAgent;
-use elision_image::{ImageError, ImageWriter, RamStats, StreamWriter};
+use crate::session::vcpu_states_of;
+use elision_image::{ImageError, ImageWriter, Precopy, RamStats, StreamWriter};
 use elision_memory::{FileOffset, PAGE_SIZE, Ram};
 use elision_plan::Plan;
 use elision_qemu::{DeviceState, Guardian, PageSink, Registers, SinkClosed, Vm, check_moment};
@@ -70,4 +71,58 @@ pub(super) fn copy(
     check_moment(seen, &state)?;
     let ram = writer.end_stream(sink.stream)?;
     Ok(Sent { state, ram, resumed })
+}
+
+/// Takes memory that comes before its plan.
+struct Early(Precopy);
+
+impl PageSink for Early {
+    fn page(&mut self, offset: FileOffset, bytes: &[u8; PAGE_SIZE]) -> Result<(), SinkClosed> {
+        self.0.page(offset, bytes);
+        Ok(())
+    }
+
+    fn fill(&mut self, offset: FileOffset, byte: u8) -> Result<(), SinkClosed> {
+        self.0.fill(offset, byte);
+        Ok(())
+    }
+}
+
+/// Has the running VM sent, stops it, plans, and takes what has changed meanwhile. `guess` is about what the plan will be.
+pub(super) fn precopy(
+    vm: &mut Vm,
+    task: &Task<'_>,
+    guess: &Plan,
+    writer: &mut ImageWriter,
+    agent: &mut SaveAgent,
+) -> Result<Copied, Held> {
+    let Task { kernel, policy, .. } = task;
+    let mut early = Early(writer.begin_precopy(kernel.ram(), guess)?);
+    let mut refused = None;
+    let sent = vm.precopy(
+        &mut early,
+        || {
+            agent.freeze_again(kernel, policy).map_err(|failure| {
+                refused = Some(failure);
+                SinkClosed
+            })
+        },
+        |seen| {
+            kernel.ram().refresh();
+            let states = vcpu_states_of(kernel, seen)?;
+            task.plan(&states)
+        },
+    );
+    if let Some(failure) = refused {
+        return Err(failure.into());
+    }
+    let (state, stopped, planned) = sent?;
+    let done = |what| tracing::debug!(since_stop = ?stopped.elapsed(), "{what}");
+    done("sent and planned");
+    let (mut outcome, selection) = planned?;
+    agent.mark(kernel, &selection, &mut outcome)?;
+    writer.settle_precopy(early.0, kernel.ram(), &outcome.plan)?;
+    done("memory settled");
+    let sent = Sent { state, ram: RamStats::default(), resumed: None };
+    Ok(Copied { selection, outcome, sent, stopped })
 }

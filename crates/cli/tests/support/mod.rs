@@ -32,16 +32,17 @@ pub(crate) fn words(output: &Output) -> String {
 
 /// A save of a guest, not started yet; live where `ELISION_WAY` says so.
 pub(crate) fn save(guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
-    save_as(std::env::var("ELISION_WAY").is_ok_and(|way| way == "live"), guest, image, exclude)
+    let way = std::env::var("ELISION_WAY").unwrap_or_default();
+    let live = [("live", "--live"), ("snapshot", "--live=snapshot")];
+    let live = live.into_iter().find_map(|(name, argument)| (name == way).then_some(argument));
+    save_as(live, guest, image, exclude)
 }
 
-/// A save of a guest that is live or not, not started yet.
-pub(crate) fn save_as(live: bool, guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
+/// A save of a guest with an option that makes it live, or none, not started yet.
+pub(crate) fn save_as(live: Option<&str>, guest: &Guest, image: &Path, exclude: &[&str]) -> Command {
     let mut command = elision();
     command.arg("save").arg("--qmp").arg(guest.endpoints().qmp_socket());
-    if live {
-        command.arg("--live");
-    }
+    command.args(live);
     for selector in exclude {
         command.args(["--exclude", selector]);
     }

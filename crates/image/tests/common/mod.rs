@@ -1,7 +1,7 @@
 //! A small guest to save: RAM in two pieces with a window that is not RAM, and a plan for it.
 #![allow(dead_code)] // each test file uses its part
 
-use elision_image::{Completeness, Files, Guest, ImageWriter, Manifest, Times, Vmm, Way};
+use elision_image::{Completeness, Files, Guest, Image, ImageWriter, Manifest, RamStats, Times, Vmm, Way};
 use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram, RamLayout, RamRegion};
 use elision_plan::{Change, DropReason, DropRun, Edit, EditReason, Plan, PlanSummary};
 use std::fs::File;
@@ -98,4 +98,26 @@ pub(crate) fn save(target: &Path, ram: &Ram, plan: &Plan, threads: usize) -> Man
     writer.write_state(b"device state").unwrap();
     writer.write_exclusions(plan).unwrap();
     writer.finish(manifest(), &|_| ()).unwrap()
+}
+
+/// The plan with frames that wait until the copy was looked at.
+pub(crate) fn planned() -> Plan {
+    Plan { late: vec![Gfn(4)..Gfn(6), Gfn(HIGH_GFN + 1)..Gfn(HIGH_GFN + 2)], ..plan() }
+}
+
+/// Completes an image whose RAM was copied.
+pub(crate) fn complete(mut writer: ImageWriter, plan: &Plan) -> RamStats {
+    let change = Change::Zero(8);
+    let late = Edit { gpa: Gpa(5 * PAGE + 8), change, reason: EditReason::FreeObject, owner: None };
+    let stats = writer.write_late(&[late]).unwrap();
+    writer.write_state(b"device state").unwrap();
+    writer.write_exclusions(plan).unwrap();
+    writer.finish(manifest(), &|_| ()).unwrap();
+    stats
+}
+
+/// The RAM of an image that verifies.
+pub(crate) fn ram_of(image: &Path) -> Vec<u8> {
+    assert_eq!(Image::open(image).unwrap().verify(&|_| ()).unwrap(), []);
+    std::fs::read(image.join("ram.img")).unwrap()
 }
