@@ -44,6 +44,7 @@ pub(crate) enum Verb {
     Restore(RestoreArgs),
     List(ListArgs),
     Rm(RmArgs),
+    Merge(MergeArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Audit(AuditArgs),
@@ -150,6 +151,12 @@ pub(crate) struct SaveArgs {
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "auto")]
     pub(crate) live: Option<LiveArg>,
+    /// Store only what differs from another image of the same VM.
+    ///
+    /// The image is then of use only with that one, which it finds from its own folder: keep both where they are to each
+    /// other. Needs shared RAM, or with --live a VM of which memory is copied while it runs.
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::DirPath, conflicts_with = "compress")]
+    pub(crate) base: Option<PathBuf>,
     /// Compress the image's memory, by a level of zstd.
     ///
     /// Higher levels make smaller images and take longer; the VM runs meanwhile. Memory of such an image is
@@ -242,6 +249,25 @@ pub(crate) struct RmArgs {
     /// Remove also what a VM runs from; it runs on.
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+/// Fold the image that another one builds on into it.
+///
+/// Afterwards IMAGE builds on what that image built on, or on nothing, and that image is needed by it no more. What
+/// IMAGE is stays the same, and what builds on it finds it as before. It is replaced at once: an interruption
+/// leaves the old one.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  elision merge monday.elision
+  elision merge --all monday.elision")]
+pub(crate) struct MergeArgs {
+    /// The image.
+    #[arg(value_name = "IMAGE", value_hint = ValueHint::DirPath)]
+    pub(crate) image: PathBuf,
+    /// Fold in all images down to the first one, so that IMAGE builds on none.
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 /// Show what an image holds and what was left out of it.

@@ -43,6 +43,8 @@ fn fixture() -> Fixture {
     let command = ["no-such-qemu", "-m", "1", "-chardev", &listens, "-serial", "file:console.log"];
     let manifest = Manifest {
         format: FORMAT,
+        id: String::new(),
+        base: None,
         elision_version: "0.1.0".to_owned(),
         created: "2026-01-31T12:00:00Z".to_owned(),
         vmm: Vmm {

@@ -38,6 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let start = Instant::now();
         let manifest = Manifest {
             format: 0,
+            id: String::new(),
+            base: None,
             elision_version: env!("CARGO_PKG_VERSION").into(),
             created: timestamp(SystemTime::now()),
             vmm: Vmm::default(),

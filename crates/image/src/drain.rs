@@ -19,17 +19,27 @@ const PIECE: u64 = 1 << 20;
 /// They wait for the disk for the most part.
 const THREADS: usize = 8;
 
-/// Writes the runs `missing` of `copy`, and hashes each chunk; all that is not zero is in `data`. Chunks whose checksum
-/// is `known`, by their number, miss nothing. All three ascend.
+/// What the file is to hold.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) copy: &'a Ram,
+    /// What of it is not zero in the file, ascending.
+    pub(crate) data: &'a [Range<FileOffset>],
+    /// The copy is not zero elsewhere: a link's holds what it inherits.
+    pub(crate) is_more: bool,
+}
+
+/// Writes the runs `missing`, and hashes each chunk. Chunks whose checksum is `known`, by their number, miss nothing. Both
+/// ascend.
 pub(crate) fn drain(
-    copy: &Ram,
+    source: Source<'_>,
     target: Target<'_>,
     missing: &[Range<FileOffset>],
-    data: &[Range<FileOffset>],
     known: &[(u64, Hash)],
     progress: &(dyn Fn(u64) + Sync),
 ) -> io::Result<(u64, Vec<Hash>)> {
     target.reserve(missing)?;
+    let Source { copy, data, .. } = source;
     let len = copy.file_len();
     let chunk = checksum::chunk_bytes(len);
     let empty = zeros(chunk.min(len));
@@ -52,7 +62,7 @@ pub(crate) fn drain(
                 empty
             } else {
                 let end = |_: &_| next.store(u64::MAX / 2, Ordering::Relaxed);
-                one(copy, target, missing, data, range.clone(), pages.as_mut_bytes()).inspect_err(end)?
+                one(source, target, missing, range.clone(), pages.as_mut_bytes()).inspect_err(end)?
             };
             hashes.push((i, hash));
             progress(range.end - range.start);
@@ -73,13 +83,13 @@ pub(crate) fn drain(
 
 /// Writes and hashes one chunk.
 fn one(
-    copy: &Ram,
+    source: Source<'_>,
     target: Target<'_>,
     missing: &[Range<FileOffset>],
-    data: &[Range<FileOffset>],
     chunk: Range<u64>,
     buf: &mut [u8],
 ) -> io::Result<Hash> {
+    let Source { copy, data, is_more } = source;
     let mut hasher = blake3::Hasher::new();
     let mut at = chunk.start;
     while at < chunk.end {
@@ -89,6 +99,18 @@ fn one(
         let part = match copy.staged_bytes(&piece) {
             _ if within(data, &piece).next().is_none() => {
                 part.fill(0);
+                part
+            }
+            _ if is_more => {
+                part.fill(0);
+                for run in within(data, &piece) {
+                    let of = |offset: u64| usize::try_from(offset - at).unwrap_or(usize::MAX);
+                    let place =
+                        part.get_mut(of(run.start)..of(run.end)).ok_or(io::ErrorKind::InvalidInput)?;
+                    if !copy.read_file(FileOffset(run.start), place) {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
                 part
             }
             Some(memory) => memory,

@@ -1,5 +1,6 @@
 //! Why an image could not be written or read.
 
+use crate::link::MAX_LINKS;
 use crate::{ExclusionsError, FORMAT};
 use elision_memory::{Gfn, MemoryError};
 use rustix::io::Errno;
@@ -119,6 +120,30 @@ pub enum ImageError {
         /// Its length by the manifest.
         expected: u64,
     },
+    /// An image cannot be built on.
+    #[error("Nothing can build on {path}: {reason}")]
+    NoBase {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The image that one builds on cannot be used.
+    #[error("{image} builds on {base}, which cannot be used: put that image back, or where it is expected")]
+    BrokenBase {
+        /// The image that builds on it.
+        image: PathBuf,
+        /// Where it is expected.
+        base: PathBuf,
+        /// Why.
+        source: Box<ImageError>,
+    },
+    /// Another image stands where the base should be.
+    #[error("{0} is another image than the one that was built on")]
+    OtherBase(PathBuf),
+    /// Links that lead to each other, or too many.
+    #[error("{0} is at the end of a chain of more than {MAX_LINKS} images")]
+    LongChain(PathBuf),
     /// The table of a compressed file is not one.
     #[error("{path} is damaged: {reason}")]
     Table {

@@ -7,6 +7,7 @@
 //!   ram.zst                or the same, compressed                               (packed.rs)
 //!   state.bin              device state: a QEMU migration stream without RAM
 //!   exclusions.bin         what was left out and changed, why, and for whom      (exclusions.rs)
+//!   inherited.zst          what it does not hold itself, if it builds on another   (link.rs)
 //! .IMAGE.elision-partial/  the same while it is being written, under a lock      (partial.rs)
 //! ```
 //! A hole of `ram.img` is a page that was dropped, that was zero, or that is no RAM. The file can be
@@ -18,11 +19,14 @@ mod checksum;
 mod drain;
 mod error;
 mod exclusions;
+mod link;
 mod manifest;
+mod merge;
 mod packed;
 mod partial;
 mod precopy;
 mod ram_writer;
+mod ranges;
 mod reader;
 mod room;
 mod stream_writer;
@@ -34,8 +38,10 @@ mod writer;
 pub use error::ImageError;
 pub use exclusions::{EditKind, EditMeta, Exclusions, ExclusionsError};
 pub use manifest::{
-    Completeness, FORMAT, FORMAT_PACKED, FileSum, Files, Guest, Manifest, RamFile, Times, Vmm, Way, timestamp,
+    Base, Completeness, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, Guest, Manifest, RamFile, Times,
+    Vmm, Way, timestamp,
 };
+pub use merge::merge;
 pub use partial::{partial_path, remove_image, remove_stale, remove_unfinished};
 pub use precopy::Precopy;
 pub use ram_writer::RamStats;
@@ -52,6 +58,8 @@ pub const RAM: &str = "ram.img";
 pub const RAM_PACKED: &str = "ram.zst";
 /// Name of the device state inside an image.
 pub const STATE: &str = "state.bin";
+/// Name of the map of what a link inherits.
+pub const INHERITED: &str = "inherited.zst";
 /// Name of the exclusion map inside an image.
 pub const EXCLUSIONS: &str = "exclusions.bin";
 

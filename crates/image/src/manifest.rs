@@ -9,18 +9,28 @@ use crate::checksum::{MAX_CHUNKS, MIN_CHUNK};
 use elision_memory::{PAGE_SIZE, RamBlock, RamLayout};
 use elision_plan::PlanSummary;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The format of an image whose RAM file is plain.
 pub const FORMAT: u32 = 2;
-/// The format of one whose RAM file is compressed. Both are written and read here.
+/// The format of one whose RAM file is compressed.
 pub const FORMAT_PACKED: u32 = 3;
+/// The format of one that builds on another image. All three are written and read here.
+pub const FORMAT_LINK: u32 = 4;
 
 /// What an image is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Format of the whole image, [`FORMAT`] or [`FORMAT_PACKED`]. Filled in by the writer.
+    /// Format of the whole image, [`FORMAT`], [`FORMAT_PACKED`] or [`FORMAT_LINK`]. Filled in by the writer.
     pub format: u32,
+    /// A number that no other image has, in hexadecimal. Filled in by the writer; empty in images that were written before
+    /// there were ids, which nothing can build on.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// The image that this one builds on. Filled in by the writer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
     /// Version of the program that wrote it.
     pub elision_version: String,
     /// When the VM was stopped for it, in UTC as `2026-01-31T12:00:00Z` ([`timestamp`]).
@@ -82,6 +92,19 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// The image that another one builds on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Where it is, as seen from the folder of the one that builds on it.
+    pub path: PathBuf,
+    /// Its id.
+    pub id: String,
+    /// How much of its RAM is inherited, in bytes.
+    pub inherited_bytes: u64,
+    /// How much of what it holds the link's own plan has taken out or changed, in bytes.
+    pub withdrawn_bytes: u64,
 }
 
 /// The hypervisor that an image was taken from.
@@ -157,6 +180,9 @@ pub struct Files {
     pub state: FileSum,
     /// `exclusions.bin`.
     pub exclusions: FileSum,
+    /// `inherited.zst`, of a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inherited: Option<FileSum>,
 }
 
 /// Length and checksum of a file.
@@ -239,6 +265,8 @@ mod tests {
             len,
         };
         Manifest {
+            id: String::new(),
+            base: None,
             format: FORMAT,
             elision_version: String::new(),
             created: String::new(),

@@ -8,7 +8,7 @@
 //! The lock is on the folder itself, so it goes with it through the rename, and there is no moment
 //! at which another run could take a folder that is about to become an image.
 
-use crate::{EXCLUSIONS, ImageError, MANIFEST, RAM, RAM_PACKED, STATE};
+use crate::{EXCLUSIONS, INHERITED, ImageError, MANIFEST, RAM, RAM_PACKED, STATE};
 use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, fstat, lstat};
 use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What an image's folder holds.
-const FILES: [&str; 5] = [MANIFEST, RAM, RAM_PACKED, STATE, EXCLUSIONS];
+const FILES: [&str; 6] = [MANIFEST, RAM, RAM_PACKED, STATE, EXCLUSIONS, INHERITED];
 /// How often a folder may vanish between being seen and being locked.
 const TRIES: usize = 16;
 /// How long a lock is waited for that a guardian is about to give back: a busy disk removes a large file slowly.
@@ -81,13 +81,25 @@ pub(crate) struct Partial {
     target: PathBuf,
     dir: File,
     renamed: bool,
+    /// An image has the name already, and is to lose it.
+    replaces: bool,
 }
 
 impl Partial {
     /// A new, empty folder for `target`.
     pub(crate) fn create(target: &Path) -> Result<Self, ImageError> {
-        let path = partial_path(target)?;
+        partial_path(target)?;
         check_absent(target)?;
+        Self::beside(target, false)
+    }
+
+    /// The same for a new form of an image.
+    pub(crate) fn replacing(target: &Path) -> Result<Self, ImageError> {
+        Self::beside(target, true)
+    }
+
+    fn beside(target: &Path, replaces: bool) -> Result<Self, ImageError> {
+        let path = partial_path(target)?;
         let parent = parent_of(target);
         if !parent.is_dir() {
             return Err(ImageError::NoParent(parent.to_owned()));
@@ -104,7 +116,7 @@ impl Partial {
             }
             // Another run may have seen the new folder before it was locked, and removed it as stale.
             if let Some(dir) = lock(target, &path)? {
-                return Ok(Self { path, target: target.to_owned(), dir, renamed: false });
+                return Ok(Self { path, target: target.to_owned(), dir, renamed: false, replaces });
             }
         }
         Err(ImageError::Busy { target: target.to_owned(), partial: path })
@@ -114,10 +126,20 @@ impl Partial {
         &self.path
     }
 
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// Gives the folder its final name; everything in it must be synced.
     pub(crate) fn rename(mut self) -> Result<PathBuf, ImageError> {
         self.dir.sync_all().map_err(|e| ImageError::io("sync", &self.path, e))?;
         let cwd = rustix::fs::CWD;
+        if self.replaces {
+            // What is removed when this is dropped is the old form then.
+            return rustix::fs::renameat_with(cwd, &self.path, cwd, &self.target, RenameFlags::EXCHANGE)
+                .map_err(|e| ImageError::io("exchange", &self.path, e))
+                .and_then(|()| self.sync_parent());
+        }
         match rustix::fs::renameat_with(cwd, &self.path, cwd, &self.target, RenameFlags::NOREPLACE) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(ImageError::Exists(self.target.clone())),
@@ -129,6 +151,10 @@ impl Partial {
             Err(e) => return Err(ImageError::io("rename", &self.path, e)),
         }
         self.renamed = true;
+        self.sync_parent()
+    }
+
+    fn sync_parent(&self) -> Result<PathBuf, ImageError> {
         let parent = parent_of(&self.target);
         File::open(parent).and_then(|d| d.sync_all()).map_err(|e| ImageError::io("sync", parent, e))?;
         Ok(self.target.clone())

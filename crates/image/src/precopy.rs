@@ -12,13 +12,13 @@
 use crate::ImageError;
 use crate::RamStats;
 use crate::ram_writer::{Late, Written, check};
+use crate::ranges::add;
 use crate::room::{available, prefer_huge};
 use crate::stream_writer::Watched;
 use crate::tasks::{Task, tasks};
 use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram, RamLayout, Staging};
 use elision_plan::{DropReason, Plan};
 use std::io;
-use std::ops::Range;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -32,11 +32,14 @@ const MISSING: u8 = 4;
 const HELD: u8 = 8;
 /// The plan leaves it out, or it is late: it is no part of the data.
 const OUT: u8 = 16;
+/// It is in memory, as the base has it.
+const SAME: u8 = 32;
 
 /// RAM that arrives before its plan, made by [`ImageWriter::begin_precopy`](crate::ImageWriter::begin_precopy).
 #[derive(Debug)]
 pub struct Precopy {
     staging: Staging,
+    is_over_base: bool,
     layout: RamLayout,
     /// For each page of the file.
     marks: Vec<u8>,
@@ -49,19 +52,26 @@ impl Precopy {
         tasks(ram, &ram.populated(), guess).iter().map(Task::bytes).sum::<u64>() <= available()
     }
 
-    /// Nothing has come yet.
-    pub(crate) fn new(ram: &Ram, guess: &Plan) -> io::Result<Self> {
+    /// Nothing has come yet. `base` is what the image builds on holds.
+    pub(crate) fn new(ram: &Ram, guess: &Plan, base: Option<Staging>) -> io::Result<Self> {
         let tasks = tasks(ram, &ram.populated(), guess);
         let layout = ram.layout().clone();
-        let staging = Staging::new(layout.file_len())?;
-        prefer_huge(&staging, &tasks.iter().map(Task::range).collect::<Vec<_>>());
+        let is_over_base = base.is_some();
+        let staging = match base {
+            Some(staging) => staging,
+            None => {
+                let staging = Staging::new(layout.file_len())?;
+                prefer_huge(&staging, &tasks.iter().map(Task::range).collect::<Vec<_>>());
+                staging
+            }
+        };
         // What the guest does not see is not taken either.
         let mut marks = vec![PRIVATE; index(FileOffset(layout.file_len()))];
         for region in layout.regions() {
             let end = FileOffset(region.offset.0 + region.len);
             marks.get_mut(index(region.offset)..index(end)).unwrap_or_default().fill(0);
         }
-        let mut precopy = Self { staging, marks, layout };
+        let mut precopy = Self { staging, is_over_base, layout, marks };
         precopy.mark_drops(guess, |reason| match reason {
             DropReason::Free | DropReason::FreePerCpu | DropReason::FreeHuge => FREE,
             _ => PRIVATE,
@@ -75,8 +85,12 @@ impl Precopy {
         if *mark & (PRIVATE | FREE) != 0 {
             *mark = *mark & PRIVATE | MISSING;
         } else if let Some(page) = self.staging.page(offset) {
-            *page = *bytes;
-            *mark = HELD;
+            if self.is_over_base && *mark & HELD == 0 && page == bytes {
+                *mark = HELD | SAME;
+            } else if *mark & SAME == 0 || page != bytes {
+                *page = *bytes;
+                *mark = HELD;
+            }
         }
     }
 
@@ -132,9 +146,14 @@ pub(crate) struct Settled {
 }
 
 impl Settled {
-    /// Carries out the plan, but for what is late. What it changes must have come as the plan saw it.
-    pub(crate) fn carry_out(self, plan: &Plan) -> Result<(Staging, RamLayout, Written), ImageError> {
-        let Self { precopy: Precopy { mut staging, layout, mut marks }, watched } = self;
+    /// Carries out the plan, but for what is late. What it changes must have come as the plan saw it. What is as in `base`
+    /// is inherited.
+    pub(crate) fn carry_out(
+        self,
+        plan: &Plan,
+        base: Option<&Ram>,
+    ) -> Result<(Staging, RamLayout, Written), ImageError> {
+        let Self { precopy: Precopy { mut staging, layout, mut marks, .. }, watched } = self;
         let place = |gfn: Gfn| layout.offset_of(gfn.gpa(), PAGE).unwrap_or(FileOffset(u64::MAX));
         for (gfn, seen) in watched.each() {
             let (offset, bad) = (place(gfn), ImageError::Moved { gfn });
@@ -158,21 +177,29 @@ impl Settled {
                 *mark |= OUT;
             }
         }
-        let mut data: Vec<Range<FileOffset>> = Vec::new();
+        // It may have become so after it was something else.
+        let is_same = |staging: &mut Staging, offset: FileOffset| {
+            let mut there = [0; PAGE_SIZE];
+            base.is_some_and(|base| base.read_file(offset, &mut there))
+                && staging.page(offset).is_some_and(|page| *page == there)
+        };
+        let (mut data, mut inherited) = (Vec::new(), Vec::new());
         for (i, mark) in (0..).zip(&marks) {
-            let page = FileOffset(i * PAGE)..FileOffset((i + 1) * PAGE);
-            match (mark & (HELD | OUT), data.last_mut()) {
-                (HELD, Some(last)) if last.end == page.start => last.end = page.end,
-                (HELD, _) => data.push(page),
-                (0, _) | (OUT, _) => {}
-                _ => staging.page(page.start).into_iter().for_each(|page| page.fill(0)),
+            let offset = FileOffset(i * PAGE);
+            match mark & (HELD | OUT) {
+                HELD if mark & SAME != 0 || is_same(&mut staging, offset) => {
+                    add(&mut inherited, offset, PAGE_SIZE);
+                }
+                HELD => add(&mut data, offset, PAGE_SIZE),
+                0 | OUT => {}
+                _ => staging.page(offset).into_iter().for_each(|page| page.fill(0)),
             }
         }
-        let written = data.iter().map(|run| run.end.0 - run.start.0).sum();
+        let written = data.iter().chain(&inherited).map(|run| run.end.0 - run.start.0).sum();
         let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
         let all = layout.ram_bytes();
         let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
-        Ok((staging, layout, Written { stats, data, late }))
+        Ok((staging, layout, Written { stats, data, inherited, late }))
     }
 }
 

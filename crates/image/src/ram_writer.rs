@@ -13,6 +13,7 @@
 //! no place are left out.
 
 use crate::checksum::{self, Parts};
+use crate::ranges::{Runs, add};
 use crate::room::Room;
 use crate::target::{Target, pages};
 use crate::tasks::{Task, tasks};
@@ -115,7 +116,9 @@ impl Late {
 pub(crate) struct Written {
     pub(crate) stats: RamStats,
     /// The parts that hold something else than zeros, ascending.
-    pub(crate) data: Vec<Range<FileOffset>>,
+    pub(crate) data: Runs,
+    /// The parts that are what they are in the base, ascending.
+    pub(crate) inherited: Runs,
     pub(crate) late: Late,
 }
 
@@ -135,6 +138,8 @@ struct Work<'a> {
     place: Place,
     /// Late frames of it are written later.
     is_late: bool,
+    /// The memory holds what the base holds.
+    is_over_base: bool,
     /// Where a copy in memory goes.
     memory: &'a mut [u8],
 }
@@ -150,7 +155,8 @@ enum Place {
 /// What a thread did.
 #[derive(Default)]
 struct Done {
-    data: Vec<Range<FileOffset>>,
+    data: Runs,
+    inherited: Runs,
     at_once: Vec<(Range<u64>, Option<Hash>)>,
 }
 
@@ -199,7 +205,7 @@ pub(crate) fn copy(
         }
         Ok(done)
     };
-    let Done { mut data, mut at_once } = thread::scope(|scope| {
+    let Done { mut data, mut inherited, mut at_once } = thread::scope(|scope| {
         let worker = &worker;
         let others = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(move || worker(false)));
         let writers = (0..writers).map(|_| scope.spawn(move || worker(true)));
@@ -212,9 +218,10 @@ pub(crate) fn copy(
         all
     })?;
     data.sort_by_key(|run| run.start);
+    inherited.sort_by_key(|run| run.start);
     at_once.sort_by_key(|(range, _)| range.start);
 
-    let written = data.iter().map(|run| run.end.0 - run.start.0).sum();
+    let written = data.iter().chain(&inherited).map(|run| run.end.0 - run.start.0).sum();
     let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
     let all = ram.layout().ram_bytes();
     let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
@@ -222,12 +229,13 @@ pub(crate) fn copy(
         chunks: at_once.iter().map(|(range, _)| FileOffset(range.start)..FileOffset(range.end)).collect(),
         hashes: at_once.into_iter().filter_map(|(range, hash)| Some((range.start / chunk, hash?))).collect(),
     };
-    Ok((Written { stats, data, late }, at_once))
+    Ok((Written { stats, data, inherited, late }, at_once))
 }
 
 impl Done {
     fn and(mut self, more: Self) -> Self {
         self.data.extend(more.data);
+        self.inherited.extend(more.inherited);
         self.at_once.extend(more.at_once);
         self
     }
@@ -243,6 +251,7 @@ fn work<'a>(
 ) -> Vec<Work<'a>> {
     let end = fits(tasks, room.bytes, chunk).0;
     let ready = room.ready.0;
+    let is_over_base = room.is_over_base;
     let mut memory = (0_u64..).zip(room.staging.pieces(usize::try_from(chunk).unwrap_or(usize::MAX)));
     let mut work: Vec<Work<'_>> = tasks
         .chunk_by(|a, b| a.offset.0 / chunk == b.offset.0 / chunk)
@@ -256,7 +265,7 @@ fn work<'a>(
                 _ => Place::Memory,
             };
             let (_, memory) = memory.by_ref().find(|(piece, _)| *piece == i)?;
-            Some(Work { tasks, range, place, is_late, memory })
+            Some(Work { tasks, range, place, is_late, is_over_base, memory })
         })
         .collect();
     work.sort_by_key(|work| work.place);
@@ -282,17 +291,31 @@ fn into_memory(
     buf: &mut [u8],
     done: &mut Done,
 ) -> Result<(), ImageError> {
-    let Work { tasks, range, memory, .. } = work;
-    let mut runs = Vec::new();
+    let Work { tasks, range, memory, is_over_base, .. } = work;
+    let (mut runs, mut same) = (Vec::new(), Vec::new());
     let mut put = |offset: FileOffset, bytes: &[u8]| {
-        add(&mut runs, offset, bytes.len());
         let at = usize::try_from(offset.0 - range.start).unwrap_or(usize::MAX);
         let place = memory.get_mut(at..at.saturating_add(bytes.len())).ok_or(ImageError::Unfinished(RAM))?;
-        place.copy_from_slice(bytes);
+        if !is_over_base {
+            add(&mut runs, offset, bytes.len());
+            place.copy_from_slice(bytes);
+            return Ok(());
+        }
+        let pages = (0_u64..).zip(bytes.chunks(PAGE_SIZE).zip(place.chunks_mut(PAGE_SIZE)));
+        for (i, (page, place)) in pages {
+            let offset = FileOffset(offset.0 + i * PAGE);
+            if page == place {
+                add(&mut same, offset, PAGE_SIZE);
+            } else {
+                add(&mut runs, offset, PAGE_SIZE);
+                place.copy_from_slice(page);
+            }
+        }
         Ok(())
     };
     tasks.iter().try_for_each(|task| one(ram, plan, task, buf, &mut put))?;
     done.data.extend(runs);
+    done.inherited.extend(same);
     Ok(())
 }
 
@@ -320,14 +343,6 @@ fn at_once(
     done.data.extend(runs);
     done.at_once.push((work.range.clone(), hash.map(Parts::finish)));
     Ok(())
-}
-
-fn add(runs: &mut Vec<Range<FileOffset>>, offset: FileOffset, len: usize) {
-    let end = FileOffset(offset.0 + len as u64);
-    match runs.last_mut() {
-        Some(last) if last.end == offset => last.end = end,
-        _ => runs.push(offset..end),
-    }
 }
 
 /// Refuses a plan of which a part would silently not happen.

@@ -1,15 +1,18 @@
 //! Reading an image: checked when opened, nothing in it trusted.
 
+use crate::link::{Content, MAX_LINKS};
 use crate::{
-    EXCLUSIONS, Exclusions, FORMAT, FORMAT_PACKED, ImageError, MANIFEST, MANIFEST_BYTES, Manifest, RAM,
-    RAM_PACKED, STATE, STATE_BYTES,
+    Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, INHERITED, ImageError, MANIFEST,
+    MANIFEST_BYTES, Manifest, RAM, RAM_PACKED, STATE, STATE_BYTES,
 };
 use crate::{Problem, exclusions, packed::Packed, verify};
-use elision_memory::Ram;
+use elision_memory::{FileOffset, Ram};
+use rayon::prelude::*;
 use rustix::fs::MemfdFlags;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -18,19 +21,57 @@ use std::path::{Path, PathBuf};
 pub struct Image {
     dir: PathBuf,
     manifest: Manifest,
+    base: Option<Box<Image>>,
 }
 
 impl Image {
-    /// Opens an image; says what is wrong with one that is not whole.
+    /// Opens an image and those that it builds on; says what is wrong with one that is not whole.
     pub fn open(dir: &Path) -> Result<Self, ImageError> {
+        Self::open_chain(dir, MAX_LINKS)
+    }
+
+    fn open_chain(dir: &Path, links: usize) -> Result<Self, ImageError> {
         let manifest = read_manifest(dir)?;
-        let image = Self { dir: dir.to_owned(), manifest };
+        let mut image = Self { dir: dir.to_owned(), manifest, base: None };
         let files = &image.manifest.files;
         let ram = image.ram_file();
-        for (name, bytes) in [ram, (STATE, files.state.bytes), (EXCLUSIONS, files.exclusions.bytes)] {
+        let inherited = files.inherited.as_ref().map(|sum| (INHERITED, sum.bytes));
+        let others = [ram, (STATE, files.state.bytes), (EXCLUSIONS, files.exclusions.bytes)];
+        for (name, bytes) in others.into_iter().chain(inherited) {
             image.open_file(name, bytes)?;
         }
+        if let Some(base) = &image.manifest.base {
+            let links = links.checked_sub(1).ok_or_else(|| ImageError::LongChain(dir.to_owned()))?;
+            image.base = Some(Box::new(image.open_base(base, links)?));
+        }
         Ok(image)
+    }
+
+    fn open_base(&self, base: &Base, links: usize) -> Result<Self, ImageError> {
+        let path = self.dir.join(&base.path);
+        let opened = Self::open_chain(&path, links).and_then(|found| {
+            let ours = &self.manifest.files.ram;
+            let is_it = found.manifest.id == base.id && found.manifest.files.ram.bytes == ours.bytes;
+            if is_it { Ok(found) } else { Err(ImageError::OtherBase(path.clone())) }
+        });
+        opened.map_err(|error| match error {
+            long @ ImageError::LongChain(_) => long,
+            source => {
+                let source = Box::new(source);
+                ImageError::BrokenBase { image: self.dir.clone(), base: path, source }
+            }
+        })
+    }
+
+    /// The image that it builds on.
+    #[must_use]
+    pub fn base(&self) -> Option<&Self> {
+        self.base.as_deref()
+    }
+
+    /// It and all that it builds on.
+    pub fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |image| image.base())
     }
 
     /// What the image says of itself.
@@ -45,7 +86,7 @@ impl Image {
         &self.dir
     }
 
-    /// The RAM file: what a restore gives to the hypervisor, unless it is compressed.
+    /// The image's own RAM file: what a restore gives to the hypervisor if it is all of the RAM ([`Image::is_mappable`]).
     #[must_use]
     pub fn ram_path(&self) -> PathBuf {
         self.dir.join(self.ram_file().0)
@@ -57,17 +98,41 @@ impl Image {
         self.manifest.files.ram.packed_bytes.is_some()
     }
 
+    /// Whether [`Image::ram_path`] is all of its RAM and can be mapped. Otherwise [`Image::load`] it.
+    #[must_use]
+    pub fn is_mappable(&self) -> bool {
+        !self.is_packed() && self.base.is_none()
+    }
+
+    /// The whole plain RAM file, in memory and without a name.
+    pub fn load(&self) -> Result<File, ImageError> {
+        if self.is_packed() {
+            return self.unpack();
+        }
+        let path = self.ram_path();
+        let failed = |e: io::Error| ImageError::io("load", &path, e);
+        let memory = self.memory_file().map_err(failed)?;
+        let content = self.content()?;
+        let parts = content.data.par_iter().flat_map_iter(|run| pieces(run));
+        parts.try_for_each(|part| content.memory.write_out(&memory, &part)).map_err(failed)?;
+        Ok(memory)
+    }
+
     /// The plain RAM file of a compressed image, in memory and without a name.
-    pub fn unpack(&self) -> Result<File, ImageError> {
+    pub(crate) fn unpack(&self) -> Result<File, ImageError> {
         let (packed, path) = (self.packed()?, self.ram_path());
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::InvalidData => ImageError::Damaged(path.clone()),
             _ => ImageError::io("unpack", &path, e),
         };
-        let memory = rustix::fs::memfd_create("elision-ram", MemfdFlags::CLOEXEC).map(File::from);
-        let memory = memory.map_err(|e| failed(e.into()))?;
-        memory.set_len(self.manifest.files.ram.bytes).map_err(failed)?;
+        let memory = self.memory_file().map_err(failed)?;
         packed.unpack(|offset, bytes| memory.write_all_at(bytes, offset)).map_err(failed)?;
+        Ok(memory)
+    }
+
+    fn memory_file(&self) -> io::Result<File> {
+        let memory = File::from(rustix::fs::memfd_create("elision-ram", MemfdFlags::CLOEXEC)?);
+        memory.set_len(self.manifest.files.ram.bytes)?;
         Ok(memory)
     }
 
@@ -96,8 +161,12 @@ impl Image {
     }
 
     /// The guest's memory, mapped private: what is written to it never reaches the file. That of a compressed image
-    /// is unpacked to memory.
+    /// is unpacked to memory; of one that builds on another its own part is.
     pub fn ram(&self) -> Result<Ram, ImageError> {
+        if self.base.is_some() {
+            let Content { memory, data } = self.content()?;
+            return Ok(memory.into_whole_ram(self.manifest.ram_layout.clone(), data)?);
+        }
         let file = if self.is_packed() { self.unpack()? } else { self.open_ram()? };
         Ok(Ram::private(&file, self.manifest.ram_layout.clone())?)
     }
@@ -154,6 +223,15 @@ impl Image {
     }
 }
 
+/// A run in pieces that threads can share.
+fn pieces(run: &Range<FileOffset>) -> impl Iterator<Item = Range<FileOffset>> + use<> {
+    const PIECE: usize = 4 << 20;
+    let end = run.end.0;
+    (run.start.0..end)
+        .step_by(PIECE)
+        .map(move |start| FileOffset(start)..FileOffset((start + PIECE as u64).min(end)))
+}
+
 /// The one field that every format has.
 #[derive(Deserialize)]
 struct FormatOnly {
@@ -176,8 +254,8 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
         return Err(bad(format!("it has more than {MANIFEST_BYTES} bytes")));
     }
     let format: FormatOnly = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
-    if !(u64::from(FORMAT)..=u64::from(FORMAT_PACKED)).contains(&format.format) {
-        return Err(ImageError::Format { path: dir.to_owned(), found: format.format, known: FORMAT_PACKED });
+    if !(u64::from(FORMAT)..=u64::from(FORMAT_LINK)).contains(&format.format) {
+        return Err(ImageError::Format { path: dir.to_owned(), found: format.format, known: FORMAT_LINK });
     }
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
     let files = &manifest.files;
@@ -188,6 +266,13 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
     manifest.check_blocks().map_err(&bad)?;
     if files.ram.packed_bytes.is_some() != (manifest.format == FORMAT_PACKED) {
         return Err(bad(format!("it does not say clearly whether RAM is in {RAM} or in {RAM_PACKED}")));
+    }
+    let is_link = manifest.format == FORMAT_LINK;
+    if manifest.base.is_some() != is_link || files.inherited.is_some() != is_link {
+        return Err(bad("it does not say clearly whether it builds on another image".to_owned()));
+    }
+    if files.inherited.as_ref().is_some_and(|sum| sum.bytes > ram) {
+        return Err(bad(format!("it says that {INHERITED} is larger than any such file")));
     }
     if files.ram.chunk_hashes().is_none() {
         return Err(bad(format!("its list of checksums does not fit the length of {RAM}")));

@@ -1,7 +1,9 @@
 //! Checking an image: that its files are those that were written, and that what its map says was left
 //! out is indeed not there.
 
-use crate::{EXCLUSIONS, EditKind, Exclusions, Image, ImageError, RAM, RAM_PACKED, RamFile, STATE, checksum};
+use crate::{
+    EXCLUSIONS, EditKind, Exclusions, INHERITED, Image, ImageError, RAM, RAM_PACKED, RamFile, STATE, checksum,
+};
 use blake3::Hash;
 use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
 use elision_plan::DropReason;
@@ -10,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -56,6 +59,13 @@ pub enum Problem {
         /// Why.
         reason: String,
     },
+    /// Something is wrong with an image that this one builds on.
+    Base {
+        /// That image.
+        image: PathBuf,
+        /// What.
+        what: Box<Problem>,
+    },
 }
 
 impl fmt::Display for Problem {
@@ -70,6 +80,7 @@ impl fmt::Display for Problem {
             }
             Self::NotZeroed { gpa } => write!(f, "The byte at {gpa} was to be zeroed but holds data"),
             Self::OutsideRam { gfn } => write!(f, "The map names frame {gfn}, which is not RAM of the guest"),
+            Self::Base { image, what } => write!(f, "In {}: {what}", image.display()),
             Self::Exclusions { reason } => write!(f, "{EXCLUSIONS} cannot be read: {reason}"),
         }
     }
@@ -77,16 +88,30 @@ impl fmt::Display for Problem {
 
 pub(crate) fn verify(image: &Image, progress: &(dyn Fn(u64) + Sync)) -> Result<Vec<Problem>, ImageError> {
     let mut problems = Vec::new();
-    let ram = if image.is_packed() {
-        check_packed(image, &mut problems, progress)?;
-        if problems.is_empty() { Some(image.ram()?) } else { None }
-    } else {
-        let ram = image.ram()?;
-        check_ram(image, &ram.populated(), &mut problems, progress)?;
-        Some(ram)
-    };
+    if let Some(base) = image.base() {
+        let of_base = |what: Problem| match what {
+            further @ Problem::Base { .. } => further,
+            what => Problem::Base { image: base.dir().to_owned(), what: Box::new(what) },
+        };
+        problems.extend(verify(base, progress)?.into_iter().map(of_base));
+    }
     let files = &image.manifest().files;
-    for (name, sum) in [(STATE, &files.state), (EXCLUSIONS, &files.exclusions)] {
+    let inherited = files.inherited.as_ref().map(|sum| (INHERITED, sum));
+    let map_is_whole = match image.inherited() {
+        Err(ImageError::Damaged(_)) => false, // its checksum tells below, or it is no map
+        other => other.map(|_| true)?,
+    };
+    if image.is_packed() {
+        check_packed(image, &mut problems, progress)?;
+    } else {
+        let own = Ram::private(&image.open_ram()?, image.manifest().ram_layout.clone())?;
+        check_ram(image, &own.populated(), &mut problems, progress)?;
+    }
+    // What is damaged there cannot be put together.
+    let is_whole = map_is_whole && (image.is_mappable() || problems.is_empty());
+    let ram = is_whole.then(|| image.ram()).transpose()?;
+    let sums = [(STATE, &files.state), (EXCLUSIONS, &files.exclusions)];
+    for (name, sum) in sums.into_iter().chain(inherited) {
         let file = image.open_file(name, sum.bytes)?;
         let (hash, _) =
             checksum::hash_file(&file).map_err(|e| ImageError::io("read", &image.dir().join(name), e))?;

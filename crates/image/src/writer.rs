@@ -6,22 +6,25 @@
 //! VM runs              VM stands still      VM runs
 //! ```
 
-use crate::drain::drain;
+use crate::drain::{Source, drain};
+use crate::link::{self, MAX_LINKS, path_to};
 use crate::partial::Partial;
 use crate::precopy::{Precopy, Settled};
 use crate::ram_writer::{AtOnce, Late, Written};
+use crate::ranges::{Runs, common, rest};
 use crate::room::Room;
 use crate::target::{Target, open_direct};
 use crate::{
-    EXCLUSIONS, Exclusions, FORMAT, FORMAT_PACKED, FileSum, Files, ImageError, MANIFEST, RAM, RAM_PACKED,
-    RamFile, RamStats, STATE, StreamWriter,
+    Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, INHERITED, Image,
+    ImageError, MANIFEST, RAM, RAM_PACKED, RamFile, RamStats, STATE, StreamWriter,
 };
 use crate::{Manifest, checksum, packed, ram_writer};
 use blake3::Hash;
-use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
+use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram, RamLayout, Staging, joined};
 use elision_plan::{Edit, Plan};
+use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -41,6 +44,16 @@ pub struct ImageWriter {
     state: Option<File>,
     exclusions: Option<File>,
     level: Option<i32>,
+    base: Option<BuiltOn>,
+}
+
+/// What an image builds on.
+#[derive(Debug)]
+pub(crate) struct BuiltOn {
+    pub(crate) image: Image,
+    /// From the folder of the image that is written.
+    pub(crate) path: PathBuf,
+    pub(crate) ram: Ram,
 }
 
 /// RAM as far as it is copied.
@@ -70,6 +83,48 @@ impl RamImage {
     }
 }
 
+impl RamImage {
+    /// Takes out of the copy what only the base holds.
+    fn withdraw(&mut self, base: &BuiltOn) {
+        self.gone(base).iter().for_each(|run| self.copy.clear(run));
+    }
+
+    /// What the base holds and the image does not.
+    fn gone(&self, base: &BuiltOn) -> Runs {
+        let Written { data, inherited, late, .. } = &self.written;
+        let place = |gfn: Gfn| self.copy.layout().offset_of(gfn.gpa(), PAGE_SIZE as u64);
+        let late = late.each().filter_map(|(gfn, _)| place(gfn));
+        let late = late.map(|start| start..FileOffset(start.0 + PAGE_SIZE as u64)).collect();
+        let held = joined([data.clone(), inherited.clone(), late].concat());
+        common(&base.ram.populated(), &rest(&held, self.copy.file_len()))
+    }
+}
+
+impl BuiltOn {
+    /// The memory of a copy that began as the base.
+    fn copied(&self, memory: Staging, layout: RamLayout, written: &Written) -> Result<Ram, ImageError> {
+        let data = joined([self.ram.populated(), written.data.clone()].concat());
+        Ok(memory.into_whole_ram(layout, data)?)
+    }
+
+    /// Whether it has this page there.
+    fn holds(&self, offset: FileOffset, page: &[u8]) -> bool {
+        let mut own = [0; PAGE_SIZE];
+        self.ram.read_file(offset, &mut own) && own == *page
+    }
+
+    /// What the manifest says of it.
+    fn named(&self, image: &RamImage) -> Base {
+        let bytes = |runs: &Runs| runs.iter().map(|run| run.end.0 - run.start.0).sum();
+        Base {
+            path: self.path.clone(),
+            id: self.image.manifest().id.clone(),
+            inherited_bytes: bytes(&image.written.inherited),
+            withdrawn_bytes: bytes(&image.gone(self)),
+        }
+    }
+}
+
 impl ImageWriter {
     /// Begins an image that will be called `target`.
     ///
@@ -85,12 +140,69 @@ impl ImageWriter {
             state: None,
             exclusions: None,
             level: None,
+            base: None,
         })
+    }
+
+    /// Gives an image another form, in which it holds `data` of `ram` and inherits other parts. The rest of `ram` is zero.
+    pub(crate) fn rewrite(
+        partial: Partial,
+        base: Option<BuiltOn>,
+        ram: Ram,
+        data: Runs,
+        inherited: Runs,
+    ) -> Result<Self, ImageError> {
+        let mut writer = Self {
+            partial,
+            started: Instant::now(),
+            room: None,
+            settled: None,
+            ram: None,
+            state: None,
+            exclusions: None,
+            level: None,
+            base,
+        };
+        let file = writer.new_file(RAM)?;
+        file.set_len(ram.file_len()).map_err(|e| writer.failed("write", RAM, e))?;
+        let written = Written { stats: RamStats::default(), data, inherited, late: Late::default() };
+        writer.ram = Some(RamImage::new(file, written, ram, AtOnce::default())?);
+        Ok(writer)
+    }
+
+    /// Completes another form of `image`.
+    pub(crate) fn finish_as(
+        mut self,
+        image: &Image,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), ImageError> {
+        self.write_state(&image.state()?)?;
+        let mut exclusions = self.new_file(EXCLUSIONS)?;
+        let mut old = image.open_file(EXCLUSIONS, image.manifest().files.exclusions.bytes)?;
+        io::copy(&mut old, &mut exclusions).map_err(|e| self.failed("write", EXCLUSIONS, e))?;
+        self.exclusions = Some(exclusions);
+        self.finish(Manifest { base: None, ..image.manifest().clone() }, progress).map(drop)
     }
 
     /// Has RAM compressed, with a level of zstd (1 to 19).
     pub fn compress(&mut self, level: i32) {
         self.level = Some(level);
+    }
+
+    /// Has the image hold only what is not the same in another one. Its RAM must be copied by [`ImageWriter::write_ram`]
+    /// or by [`ImageWriter::begin_precopy`]; it cannot be compressed.
+    pub fn build_on(&mut self, base: &Path) -> Result<(), ImageError> {
+        let image = Image::open(base)?;
+        let bad = |reason| ImageError::NoBase { path: base.to_owned(), reason };
+        if image.manifest().id.is_empty() {
+            return Err(bad("it has no id, as it was made by an early version of Elision: save it anew"));
+        }
+        if image.chain().count() >= MAX_LINKS {
+            return Err(bad("it is at the end of a long chain: merge some of its links first"));
+        }
+        let (path, ram) = (path_to(base, self.partial.target())?, image.ram()?);
+        self.base = Some(BuiltOn { image, path, ram });
+        Ok(())
     }
 
     /// Where the image is while it is unfinished; a guardian may remove it when the saver is dead
@@ -112,7 +224,20 @@ impl ImageWriter {
     }
 
     fn empty_room(&self, ram: &Ram) -> Result<Room, ImageError> {
-        Room::new(ram).map_err(|e| self.failed("take memory for", RAM, e))
+        match self.over_base(ram)? {
+            Some(base) => Ok(Room::over(base)),
+            None => Room::new(ram).map_err(|e| self.failed("take memory for", RAM, e)),
+        }
+    }
+
+    /// Memory that holds what the base holds.
+    fn over_base(&self, ram: &Ram) -> Result<Option<Staging>, ImageError> {
+        let Some(BuiltOn { image, .. }) = &self.base else { return Ok(None) };
+        if image.manifest().files.ram.bytes != ram.layout().file_len() {
+            let reason = "its VM has another amount of memory";
+            return Err(ImageError::NoBase { path: image.dir().to_owned(), reason });
+        }
+        Ok(Some(image.content()?.memory))
     }
 
     /// Copies RAM as the plan says, with `threads` threads (at least one, at most 64): into memory as far as the
@@ -129,7 +254,11 @@ impl ImageWriter {
         let path = self.partial.path();
         let (written, at_once) = ram_writer::copy(target, path, ram, plan, &mut room, threads)?;
         let stats = written.stats;
-        let copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, &at_once.chunks)?;
+        let layout = ram.layout().clone();
+        let copy = match &self.base {
+            Some(base) => base.copied(room.staging, layout, &written)?,
+            None => room.staging.into_ram(layout, &self.open(RAM)?, &at_once.chunks)?,
+        };
         self.ram = Some(RamImage::new(file, written, copy, at_once)?);
         Ok(stats)
     }
@@ -154,26 +283,34 @@ impl ImageWriter {
     /// Begins to take RAM that comes page by page while the VM runs, before there is a plan for it: into memory. `guess`
     /// is a plan that drops about what the plan is going to drop.
     pub fn begin_precopy(&self, ram: &Ram, guess: &Plan) -> Result<Precopy, ImageError> {
-        Precopy::new(ram, guess).map_err(|e| self.failed("take memory for", RAM, e))
+        Precopy::new(ram, guess, self.over_base(ram)?).map_err(|e| self.failed("take memory for", RAM, e))
     }
 
     /// Takes RAM of which every page has come. `ram` is what the plan was made on, and the VM has not run since.
-    /// [`ImageWriter::end_precopy`] does the rest, when it runs again.
+    /// [`ImageWriter::end_pause`] does the rest, when it runs again.
     pub fn settle_precopy(&mut self, precopy: Precopy, ram: &Ram, plan: &Plan) -> Result<(), ImageError> {
         self.settled = Some(precopy.settle(ram, plan)?);
         Ok(())
     }
 
-    /// Carries out the plan in RAM that came before it. As after [`ImageWriter::write_ram`] the late frames still wait.
-    /// Without such RAM there is nothing to do.
-    pub fn end_precopy(&mut self, plan: &Plan) -> Result<(), ImageError> {
-        let Some(settled) = self.settled.take() else { return Ok(()) };
-        self.ram = None;
-        let (staging, layout, written) = settled.carry_out(plan)?;
-        let file = self.new_file(RAM)?;
-        file.set_len(layout.file_len()).map_err(|e| self.failed("write", RAM, e))?;
-        let copy = staging.into_ram(layout, &self.open(RAM)?, &[])?;
-        self.ram = Some(RamImage::new(file, written, copy, AtOnce::default())?);
+    /// Does what could wait until the VM runs again: carries out the plan in RAM that came before it, and takes out of
+    /// the copy what only the base holds. Late frames still wait.
+    pub fn end_pause(&mut self, plan: &Plan) -> Result<(), ImageError> {
+        if let Some(settled) = self.settled.take() {
+            self.ram = None;
+            let (staging, layout, written) =
+                settled.carry_out(plan, self.base.as_ref().map(|base| &base.ram))?;
+            let file = self.new_file(RAM)?;
+            file.set_len(layout.file_len()).map_err(|e| self.failed("write", RAM, e))?;
+            let copy = match &self.base {
+                Some(base) => base.copied(staging, layout, &written)?,
+                None => staging.into_ram(layout, &self.open(RAM)?, &[])?,
+            };
+            self.ram = Some(RamImage::new(file, written, copy, AtOnce::default())?);
+        }
+        if let (Some(base), Some(image)) = (&self.base, &mut self.ram) {
+            image.withdraw(base);
+        }
         Ok(())
     }
 
@@ -191,7 +328,7 @@ impl ImageWriter {
 
     /// Makes the changes in the late frames that a look at the copy led to.
     pub fn write_late(&mut self, edits: &[Edit]) -> Result<RamStats, ImageError> {
-        let RamImage { written: Written { stats, data, late }, copy, missing, .. } =
+        let RamImage { written: Written { stats, data, inherited, late }, copy, missing, .. } =
             self.ram.as_mut().ok_or(ImageError::Unfinished(RAM))?;
         late.change(edits)?;
         for (gfn, frame) in late.each() {
@@ -202,14 +339,19 @@ impl ImageWriter {
             let offset = copy.layout().offset_of(gfn.gpa(), PAGE_SIZE as u64);
             let start = offset.ok_or(ImageError::BadPlan { gfn, reason: "a late frame is not RAM" })?;
             let run = start..FileOffset(start.0 + PAGE_SIZE as u64);
-            missing.push(run.clone());
-            data.push(run);
+            if self.base.as_ref().is_some_and(|base| base.holds(start, frame)) {
+                inherited.push(run);
+            } else {
+                missing.push(run.clone());
+                data.push(run);
+            }
             stats.written += PAGE_SIZE as u64;
             stats.zero = stats.zero.saturating_sub(PAGE_SIZE as u64);
         }
         *late = Late::default();
         *missing = joined(std::mem::take(missing));
         *data = joined(std::mem::take(data));
+        *inherited = joined(std::mem::take(inherited));
         Ok(*stats)
     }
 
@@ -231,7 +373,7 @@ impl ImageWriter {
 
     /// Makes the image whole and gives it its name: checksums, manifest, sync, rename.
     ///
-    /// `format`, `files` and `times.total_ms` of the manifest are filled in here. Returns the manifest
+    /// `format`, `base` and `files` of the manifest are filled in here, and without an `id` that and `times.total_ms`. Returns the manifest
     /// as it was written. `progress` is told of bytes of RAM as their checksums are done, from several threads.
     pub fn finish(
         mut self,
@@ -253,9 +395,18 @@ impl ImageWriter {
         // Only now: a file system may choose blocks as late as the sync.
         let meta = self.open(name)?.metadata().map_err(|e| self.failed("look at", name, e))?;
         ram.stored_bytes = meta.blocks() * 512;
-        manifest.format = if self.level.is_some() { FORMAT_PACKED } else { FORMAT };
-        manifest.files = Files { ram, state: self.sum(STATE)?, exclusions: self.sum(EXCLUSIONS)? };
-        manifest.times.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
+        let inherited = self.write_inherited(&image)?;
+        manifest.format = match &self.base {
+            Some(_) => FORMAT_LINK,
+            None if self.level.is_some() => FORMAT_PACKED,
+            None => FORMAT,
+        };
+        if manifest.id.is_empty() {
+            manifest.id = fresh_id().map_err(|e| self.failed("make an id for", MANIFEST, e))?;
+            manifest.times.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
+        }
+        manifest.base = self.base.as_ref().map(|base| base.named(&image));
+        manifest.files = Files { ram, state: self.sum(STATE)?, exclusions: self.sum(EXCLUSIONS)?, inherited };
 
         let mut text = serde_json::to_vec_pretty(&manifest).map_err(ImageError::Encode)?;
         text.push(b'\n');
@@ -266,12 +417,26 @@ impl ImageWriter {
         Ok(manifest)
     }
 
+    /// Writes what a link does not hold itself.
+    fn write_inherited(&self, image: &RamImage) -> Result<Option<FileSum>, ImageError> {
+        if self.base.is_none() {
+            return Ok(None);
+        }
+        let failed = |e| self.failed("write", INHERITED, e);
+        let map = link::encode(&image.written.inherited, image.copy.file_len()).map_err(failed)?;
+        let mut file = self.new_file(INHERITED)?;
+        file.write_all(&map).map_err(failed)?;
+        self.sync(&file, INHERITED)?;
+        self.sum(INHERITED).map(Some)
+    }
+
     /// Writes what is still in memory.
     fn drain(&self, image: &RamImage, progress: &(dyn Fn(u64) + Sync)) -> Result<RamFile, ImageError> {
         let RamImage { file, written, copy, missing, hashes } = image;
         let direct = open_direct(&self.path(RAM));
         let target = Target { file, direct: direct.as_ref() };
-        let (chunk_bytes, chunks) = drain(copy, target, missing, &written.data, hashes, progress)
+        let source = Source { copy, data: &written.data, is_more: self.base.is_some() };
+        let (chunk_bytes, chunks) = drain(source, target, missing, hashes, progress)
             .map_err(|e| self.failed("write", RAM, e).or_full(written.stats.written))?;
         self.sync(file, RAM)?;
         Ok(ram_file(copy.file_len(), chunk_bytes, &chunks))
@@ -322,9 +487,16 @@ impl ImageWriter {
         self.partial.path().join(name)
     }
 
-    fn failed(&self, action: &'static str, name: &str, error: std::io::Error) -> ImageError {
+    fn failed(&self, action: &'static str, name: &str, error: io::Error) -> ImageError {
         ImageError::io(action, &self.path(name), error)
     }
+}
+
+/// A number that no other image has.
+fn fresh_id() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn ram_file(bytes: u64, chunk_bytes: u64, chunks: &[Hash]) -> RamFile {

@@ -66,6 +66,8 @@ fn write_one() {
     };
     let manifest = Manifest {
         format: 0,
+        id: String::new(),
+        base: None,
         elision_version: env!("CARGO_PKG_VERSION").to_owned(),
         created: "2026-01-31T12:00:00Z".to_owned(),
         vmm,

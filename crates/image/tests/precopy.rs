@@ -59,7 +59,7 @@ fn it_gives_the_same_image_whatever_was_guessed() {
         precopy.page(at(PAGES + 3), &[0x33; PAGE_SIZE]); // behind the end: no RAM of the guest
         (0..PAGES).filter(|page| page % 5 < 3).for_each(|page| send(&mut precopy, &ram, page));
         writer.settle_precopy(precopy, &ram, &plan).unwrap();
-        writer.end_precopy(&plan).unwrap();
+        writer.end_pause(&plan).unwrap();
         assert_eq!(complete(writer, &plan), stats, "guess {i}");
         assert!(ram_of(&target) == expected, "guess {i}");
     }
@@ -82,7 +82,7 @@ fn what_is_going_to_be_left_out_is_not_taken() {
             (1..times).for_each(|_| precopy.page(at(7), &SENT));
             let plan = Plan::default();
             writer.settle_precopy(precopy, &ram, &plan).unwrap();
-            writer.end_precopy(&plan).unwrap();
+            writer.end_pause(&plan).unwrap();
             writer.write_late(&[]).unwrap();
             writer.write_state(b"").unwrap();
             writer.write_exclusions(&plan).unwrap();
@@ -111,7 +111,7 @@ fn memory_that_is_not_what_the_plan_saw_is_refused() {
         bytes[4000] ^= 1;
         precopy.page(at(page), &bytes);
         writer.settle_precopy(precopy, &ram, &plan).unwrap();
-        let result = writer.end_precopy(&plan);
+        let result = writer.end_pause(&plan);
         assert_eq!(matches!(result, Err(ImageError::Moved { .. })), refused, "page {page}: {result:?}");
     }
 }

@@ -67,6 +67,11 @@ impl Mapping {
         Ok(Self { map, own: Some(views) })
     }
 
+    /// Memory of which any part may be a file's.
+    pub(crate) fn unowned(map: MmapMut) -> Self {
+        Self { map: map.into(), own: None }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
@@ -150,6 +155,16 @@ impl Mapping {
     fn holds(&self, offset: usize, len: usize) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.map.len())
     }
+}
+
+/// A copy-on-write view of the first `len` bytes of a file that nobody changes.
+pub(crate) fn view(file: &File, len: usize) -> io::Result<MmapMut> {
+    if file.metadata()?.len() < len as u64 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // SAFETY: what is written stays in this process. An image's files do not change; if somebody does change or
+    // truncate one, the view shows other bytes, or this process ends by SIGBUS.
+    unsafe { MmapOptions::new().len(len).no_reserve_swap().map_copy(file) }
 }
 
 /// Maps a part of a file, from an offset of it on, over a part of a mapping that nobody else knows of yet.

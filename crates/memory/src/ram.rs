@@ -19,6 +19,8 @@ pub struct Ram {
     /// The files that the mapping shows, by ascending offset.
     pieces: Vec<RamPiece>,
     mirror: Option<Mirror>,
+    /// What may be other than zero, where that is known.
+    data: Option<Vec<Range<FileOffset>>>,
     writable: bool,
 }
 
@@ -31,14 +33,14 @@ impl Ram {
     /// The same with RAM in several files, which ascend and do not overlap.
     pub fn shared_in(pieces: Vec<RamPiece>, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::shared(checked_len(&pieces, &layout)?, &pieces)?;
-        Ok(Self { mapping, layout, pieces, mirror: None, writable: false })
+        Ok(Self { mapping, layout, pieces, mirror: None, data: None, writable: false })
     }
 
     /// A copy-on-write view of a RAM file: [`Ram::poke`] changes this view and never the file.
     pub fn private(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
         let pieces = vec![RamPiece::whole(file, &layout)?];
         let mapping = Mapping::private(checked_len(&pieces, &layout)?, &pieces)?;
-        Ok(Self { mapping, layout, pieces, mirror: None, writable: true })
+        Ok(Self { mapping, layout, pieces, mirror: None, data: None, writable: true })
     }
 
     /// The RAM of a VM that may be running, in the memory of its process. It is copied as it is read, and what
@@ -46,7 +48,7 @@ impl Ram {
     pub fn of_process(ram: ProcessRam, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::sparse(usize::try_from(layout.file_len()).map_err(io::Error::other)?)?;
         let mirror = Mirror::new(ram, &mapping)?;
-        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: Some(mirror), writable: false })
+        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: Some(mirror), data: None, writable: false })
     }
 
     /// Forgets what was copied from a process: call it after each stop of the VM, and before each look at a
@@ -79,13 +81,17 @@ impl Ram {
         self.mirror.as_ref().map_or(Ok(()), Mirror::check)
     }
 
-    /// A copy of RAM, by its file offsets.
-    pub(crate) fn staged(mapping: Mapping, layout: RamLayout) -> Result<Self, MemoryError> {
+    /// A copy of RAM, by its file offsets, and what of it may be other than zero, if that is known.
+    pub(crate) fn staged(
+        mapping: Mapping,
+        layout: RamLayout,
+        data: Option<Vec<Range<FileOffset>>>,
+    ) -> Result<Self, MemoryError> {
         let (found, needed) = (mapping.len() as u64, layout.file_len());
         if found < needed {
             return Err(MemoryError::Short { found, needed });
         }
-        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: None, writable: true })
+        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: None, data, writable: true })
     }
 
     /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
@@ -96,6 +102,7 @@ impl Ram {
             layout,
             pieces: Vec::new(),
             mirror: None,
+            data: None,
             writable: true,
         })
     }
@@ -156,6 +163,9 @@ impl Ram {
     /// the file system chunk by chunk is slow there: ask once, then read only these parts.
     #[must_use]
     pub fn populated(&self) -> Vec<Range<FileOffset>> {
+        if let Some(data) = &self.data {
+            return data.clone();
+        }
         let parts = match &self.mirror {
             None if !self.pieces.is_empty() => return pieces::populated(&self.pieces),
             None => whole(self.file_len()),
@@ -218,6 +228,21 @@ impl Ram {
         let len = bytes.len();
         let at = self.position(gpa, len).ok_or(MemoryError::NotRam { gpa, len })?;
         if self.mapping.write(at, bytes) { Ok(()) } else { Err(MemoryError::NotRam { gpa, len }) }
+    }
+
+    /// Makes a part of the RAM file zero, in memory of which [`Ram::poke`] may change something.
+    ///
+    /// # Panics
+    /// As [`Ram::poke`].
+    pub fn clear(&mut self, part: &Range<FileOffset>) {
+        const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+        assert!(self.writable, "the memory of a VM is only read");
+        let whole = self.mapping.len();
+        let place = |offset: FileOffset| usize::try_from(offset.0).unwrap_or(usize::MAX).min(whole);
+        for at in (place(part.start)..place(part.end)).step_by(PAGE_SIZE) {
+            let len = PAGE_SIZE.min(place(part.end) - at);
+            let _ = self.mapping.write(at, ZEROS.get(..len).unwrap_or(&ZEROS)); // inside, as it was just cut
+        }
     }
 
     #[inline]

@@ -3,14 +3,16 @@
 //! ```text
 //! [ memory of its own, as it fills | a view of the file | memory ]     by offsets of the RAM file
 //! ```
+//! It may also begin as the memory of another copy, of which it changes what differs.
 //! Nothing of it is in a core dump, and only what is filled, or populated ahead, takes room.
 
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, view};
 use crate::{FileOffset, MemoryError, PAGE_SIZE, Ram, RamLayout};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 /// Memory that is filled in pieces and then read as [`Ram`].
 #[derive(Debug)]
@@ -25,6 +27,40 @@ impl Staging {
         let map = MmapOptions::new().len(len).no_reserve_swap().map_anon()?;
         map.advise(Advice::DontDump)?;
         Ok(Self { map })
+    }
+
+    /// Memory that begins as the first `len` bytes of a file, which does not change.
+    pub fn over(file: &File, len: u64) -> io::Result<Self> {
+        let map = view(file, usize::try_from(len).map_err(io::Error::other)?)?;
+        map.advise(Advice::DontDump)?;
+        Ok(Self { map })
+    }
+
+    /// Enters a part into this process's page tables, so that reading it soon takes no faults.
+    pub fn prefault(&self, part: &Range<FileOffset>) -> io::Result<()> {
+        self.advise(Advice::PopulateRead, part)
+    }
+
+    /// Reads a part of a file to the same place.
+    pub fn read_in(&mut self, file: &File, part: &Range<FileOffset>) -> io::Result<()> {
+        let place = |offset: FileOffset| usize::try_from(offset.0).map_err(io::Error::other);
+        let memory =
+            self.map.get_mut(place(part.start)?..place(part.end)?).ok_or(io::ErrorKind::InvalidInput)?;
+        file.read_exact_at(memory, part.start.0)
+    }
+
+    /// Writes a part to the same place of a file.
+    pub fn write_out(&self, file: &File, part: &Range<FileOffset>) -> io::Result<()> {
+        let place = |offset: FileOffset| usize::try_from(offset.0).map_err(io::Error::other);
+        let memory = self.map.get(place(part.start)?..place(part.end)?).ok_or(io::ErrorKind::InvalidInput)?;
+        file.write_all_at(memory, part.start.0)
+    }
+
+    /// Makes a part zero.
+    pub fn clear(&mut self, part: &Range<FileOffset>) {
+        let place = |offset: FileOffset| usize::try_from(offset.0).unwrap_or(usize::MAX).min(self.map.len());
+        let place = place(part.start)..place(part.end);
+        self.map.get_mut(place).unwrap_or_default().fill(0);
     }
 
     /// Asks for huge pages in a part of it: for parts that are going to be filled densely.
@@ -58,7 +94,12 @@ impl Staging {
         let place = |offset: FileOffset| usize::try_from(offset.0).map_err(io::Error::other);
         let views = views.iter().map(|view| Ok(place(view.start)?..place(view.end)?));
         let mapping = Mapping::staged(self.map, file, views.collect::<io::Result<_>>()?)?;
-        Ram::staged(mapping, layout)
+        Ram::staged(mapping, layout, None)
+    }
+
+    /// All of it as RAM, where it began as a file. `data` is what may be other than zero.
+    pub fn into_whole_ram(self, layout: RamLayout, data: Vec<Range<FileOffset>>) -> Result<Ram, MemoryError> {
+        Ram::staged(Mapping::unowned(self.map), layout, Some(data))
     }
 
     fn advise(&self, advice: Advice, part: &Range<FileOffset>) -> io::Result<()> {
@@ -72,7 +113,6 @@ impl Staging {
 mod tests {
     use super::*;
     use crate::Gpa;
-    use std::os::unix::fs::FileExt;
 
     #[test]
     fn it_reads_as_what_was_filled_in_and_then_as_the_file() {

@@ -52,6 +52,11 @@ const NO_MEMORY: [&str; 2] = [
     "It may take half of what is available. Save with `--live=snapshot`, which needs none, or without --live",
 ];
 
+/// Said where QEMU sends memory that goes to the disk at once.
+const NO_BASE: &str = "Memory that QEMU sends cannot be compared with another image on its way";
+const NO_BASE_HELP: &str =
+    "Start the VM with shared RAM (`elision run`), or save it with `--live=precopy`, or without --base";
+
 /// Said of `--live` for such a VM.
 const STANDS_STILL: &str =
     "--live changes nothing for a VM that stands still: its memory is copied as without";
@@ -62,6 +67,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     let mut writer = ImageWriter::create(&args.image)?;
     if let Some(level) = args.compress {
         writer.compress(level.into());
+    }
+    if let Some(base) = &args.base {
+        writer.build_on(base)?;
     }
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
     let runs = vm.status()?.running;
@@ -93,6 +101,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
             How::Stream
         }
     };
+    if args.base.is_some() && !how.can_build_on() {
+        return Err(Failure::new(Exit::Failed, NO_BASE).with_help(NO_BASE_HELP));
+    }
     let task = Task { kernel: &kernel, policy: &policy, how, threads: threads(args) };
     let captured = pause::capture(&mut vm, &task, &mut writer, &mut agent);
     bar.finish_and_clear();
@@ -169,6 +180,8 @@ fn manifest(
     let ram_blocks = if blocks.len() > 1 { blocks.clone() } else { Vec::new() };
     Ok(Manifest {
         format: elision_image::FORMAT,
+        id: String::new(),
+        base: None,
         elision_version: env!("CARGO_PKG_VERSION").to_owned(),
         created: timestamp(pause.began),
         vmm: Vmm {

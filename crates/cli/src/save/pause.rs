@@ -76,6 +76,11 @@ pub(super) enum How {
 }
 
 impl How {
+    /// Whether the image can build on another one.
+    pub(super) fn can_build_on(&self) -> bool {
+        matches!(self, Self::Shared | Self::Precopy(_))
+    }
+
     /// What is said of it.
     pub(super) fn way(&self) -> Way {
         match self {
@@ -134,7 +139,7 @@ fn look(
             agent.thawed(); // before work begins that would keep the guest waiting
         }
         let result = result.and_then(|mut copied| {
-            writer.end_precopy(&copied.outcome.plan)?;
+            writer.end_pause(&copied.outcome.plan)?;
             copied.sent.ram = late(task.kernel, &mut copied.outcome.plan, writer)?;
             Ok(copied)
         });

@@ -37,6 +37,8 @@ struct RamBytes {
     written: u64,
     /// What the file takes on disk.
     stored: u64,
+    /// Of what is written, what the image that it builds on holds; null without one.
+    inherited: Option<u64>,
 }
 
 impl Saved {
@@ -59,6 +61,7 @@ impl Saved {
                 zero: ram.zero,
                 written: ram.written,
                 stored: manifest.files.ram.stored_bytes,
+                inherited: manifest.base.as_ref().map(|base| base.inherited_bytes),
             },
             agent: AgentReport::default(),
             looks,
@@ -84,6 +87,9 @@ pub(super) fn human(saved: &Saved) -> String {
         size(saved.ram.zero),
         size(saved.ram.written),
     );
+    if let Some(inherited) = saved.ram.inherited {
+        let _ = writeln!(text, "{} of it inherited, {} stored", size(inherited), size(saved.ram.stored));
+    }
     let way = summary::way(saved.way);
     let _ = writeln!(text, "Paused for {:.0} ms, done in {:.0} ms{way}\n", saved.pause_ms, saved.total_ms);
     text.push_str(&agent(&saved.agent));

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::summary;
 use crate::text::{count, printable, shell, size};
-use elision_image::{Completeness, FileSum, Guest, Image, Manifest, Times, Vmm, Way};
+use elision_image::{Base, Completeness, FileSum, Guest, Image, Manifest, Times, Vmm, Way};
 use elision_memory::RamLayout;
 use elision_plan::PlanSummary;
 use serde::Serialize;
@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 struct Inspected<'a> {
     image: PathBuf,
     format: u32,
+    id: &'a str,
+    /// The image that it builds on; null for none.
+    base: Option<&'a Base>,
     elision_version: &'a str,
     created: &'a str,
     vmm: &'a Vmm,
@@ -52,6 +55,8 @@ impl<'a> Inspected<'a> {
         Self {
             image: image.to_owned(),
             format: manifest.format,
+            id: &manifest.id,
+            base: manifest.base.as_ref(),
             elision_version: &manifest.elision_version,
             created: &manifest.created,
             vmm: &manifest.vmm,
@@ -88,6 +93,10 @@ fn human(image: &Inspected<'_>) -> String {
         "Memory",
         format!("{}, of which {} are stored", size(image.ram.bytes), size(image.ram.stored_bytes)),
     );
+    if let Some(base) = image.base {
+        let (path, inherited) = (base.path.display(), size(base.inherited_bytes));
+        line("Builds on", format!("{path}, from its folder: {inherited} are inherited"));
+    }
     line("Device state", size(image.state.bytes));
     let way = summary::way(image.way);
     line(
@@ -113,6 +122,8 @@ mod tests {
     fn manifest() -> Manifest {
         Manifest {
             format: FORMAT,
+            id: String::new(),
+            base: None,
             elision_version: "0.1.0".to_owned(),
             created: "2026-01-31T12:00:00Z".to_owned(),
             vmm: Vmm { version: "7.2.22".to_owned(), vcpus: 2, ..Vmm::default() },
@@ -132,12 +143,14 @@ mod tests {
         let value = serde_json::to_value(Inspected::new(Path::new("i"), &manifest())).unwrap();
         let fields: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
         let expected = [
+            "base",
             "completeness",
             "created",
             "elision_version",
             "exclusions",
             "format",
             "guest",
+            "id",
             "image",
             "plan",
             "policy",

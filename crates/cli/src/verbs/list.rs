@@ -7,7 +7,7 @@ use crate::in_use::users_of;
 use crate::output::{Output, table};
 use crate::summary;
 use crate::text::{printable, size};
-use elision_image::{Image, ImageError, MANIFEST, Manifest};
+use elision_image::{Image, ImageError, MANIFEST};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,8 @@ struct Row {
     ram_bytes: Option<u64>,
     stored_bytes: Option<u64>,
     compressed: Option<bool>,
+    /// The image that it builds on; null for none.
+    base: Option<PathBuf>,
     policy: Option<serde_json::Value>,
     /// Process ids of the VMs that have it mapped.
     vms: Vec<u32>,
@@ -53,7 +55,7 @@ fn images_in(folder: &Path) -> Result<Vec<Row>, Failure> {
             continue;
         }
         let row = match Image::open(&path) {
-            Ok(image) => Row::whole(path, image.manifest(), users_of(&image.ram_path())),
+            Ok(image) => Row::whole(path, &image, users_of(&image.ram_path())),
             Err(error) => Row::broken(path, &error),
         };
         rows.push(row);
@@ -62,16 +64,18 @@ fn images_in(folder: &Path) -> Result<Vec<Row>, Failure> {
 }
 
 impl Row {
-    fn whole(image: PathBuf, manifest: &Manifest, vms: Vec<u32>) -> Self {
+    fn whole(path: PathBuf, image: &Image, vms: Vec<u32>) -> Self {
+        let manifest = image.manifest();
         let ram = &manifest.files.ram;
         Self {
-            image,
+            image: path,
             problem: None,
             created: Some(manifest.created.clone()),
             kernel_release: Some(manifest.guest.kernel_release.clone()),
             ram_bytes: Some(ram.bytes),
             stored_bytes: Some(ram.stored_bytes),
             compressed: Some(ram.packed_bytes.is_some()),
+            base: image.base().map(|base| base.dir().to_owned()),
             policy: Some(manifest.policy.clone()),
             vms,
         }
@@ -86,6 +90,7 @@ impl Row {
             ram_bytes: None,
             stored_bytes: None,
             compressed: None,
+            base: None,
             policy: None,
             vms: Vec::new(),
         }
@@ -96,7 +101,7 @@ fn human(listing: &Listing) -> String {
     if listing.images.is_empty() {
         return "There are no images".to_owned();
     }
-    let titles = ["IMAGE", "CREATED", "GUEST", ">MEMORY", ">STORED", "VMS", "LEFT OUT"];
+    let titles = ["IMAGE", "CREATED", "GUEST", ">MEMORY", ">STORED", "BUILDS ON", "VMS", "LEFT OUT"];
     let text = |text: &Option<String>| text.as_deref().map_or_else(String::new, printable);
     let bytes = |bytes: Option<u64>| bytes.map_or_else(String::new, size);
     let rows = listing.images.iter().map(|row| {
@@ -111,6 +116,10 @@ fn human(listing: &Listing) -> String {
             text(&row.kernel_release),
             bytes(row.ram_bytes),
             bytes(row.stored_bytes),
+            row.base
+                .as_deref()
+                .and_then(Path::file_name)
+                .map_or_else(String::new, |name| printable(&name.to_string_lossy())),
             vms.join(" "),
             printable(&last),
         ]
@@ -129,7 +138,7 @@ mod tests {
         let expected = json!({
             "image": "web.elision", "problem": "The image is incomplete: web.elision/ram.img is missing",
             "created": null, "kernel_release": null, "ram_bytes": null, "stored_bytes": null,
-            "compressed": null, "policy": null, "vms": [],
+            "compressed": null, "base": null, "policy": null, "vms": [],
         });
         assert_eq!(serde_json::to_value(&row).unwrap(), expected);
         let text = human(&Listing { images: vec![row] });

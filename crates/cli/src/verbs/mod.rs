@@ -6,6 +6,7 @@ pub(crate) mod generate;
 pub(crate) mod guard;
 pub(crate) mod inspect;
 pub(crate) mod list;
+pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod ps;

@@ -66,10 +66,10 @@ pub(super) fn one(
     let recorded = args.command.is_empty();
     let program = command.first().map(String::as_str).unwrap_or_default();
     let blocks = image.manifest().ram_blocks();
-    let ram = if image.is_packed() {
-        RestoredRam::unpacked(program, image.unpack()?, &blocks)
-    } else {
+    let ram = if image.is_mappable() {
         RestoredRam::new(program, &absolute(&image.ram_path())?, &blocks)
+    } else {
+        RestoredRam::unpacked(program, image.load()?, &blocks)
     }?;
     let options = RestoreOptions { ram: ram.files(), qmp, guid: &fresh_guid()? };
     let command = for_restore(command, &options)?;

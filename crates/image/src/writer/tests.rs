@@ -66,6 +66,8 @@ fn little_memory_changes_nothing_but_the_way() {
         writer.write_exclusions(&plan()).unwrap();
         let manifest = Manifest {
             format: 0,
+            id: String::new(),
+            base: None,
             elision_version: String::new(),
             created: "2026-01-31T12:00:00Z".to_owned(),
             vmm: Vmm::default(),

@@ -70,6 +70,8 @@ pub(crate) fn plan() -> Plan {
 pub(crate) fn manifest() -> Manifest {
     Manifest {
         format: 0,
+        id: String::new(),
+        base: None,
         elision_version: "0.1.0".into(),
         created: "2026-01-31T12:00:00Z".into(),
         vmm: Vmm {

@@ -1,0 +1,45 @@
+//! Folding images that another one builds on into it.
+//!
+//! ```text
+//! A <─ B <─ C      merge C ->  A <─ C      what C inherited of what B holds itself stands in C now
+//!                  merge C, all ->  C
+//! ```
+//! The image stays what it is, and keeps its id, so that what builds on it does so as before. It is written anew beside the
+//! old one and takes its place at once.
+
+use crate::link::{Content, path_to};
+use crate::partial::Partial;
+use crate::ranges::{Runs, common, rest};
+use crate::writer::{BuiltOn, ImageWriter};
+use crate::{Image, ImageError};
+use elision_memory::joined;
+
+/// Folds the image that `image` builds on into it, or all of them.
+///
+/// `progress` is told of bytes of RAM as they are done, from several threads.
+pub fn merge(image: &Image, all: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<(), ImageError> {
+    let Some(base) = image.base() else {
+        let reason = "it builds on no other image, so there is nothing to merge";
+        return Err(ImageError::NoBase { path: image.dir().to_owned(), reason });
+    };
+    let len = image.manifest().files.ram.bytes;
+    let next = if all { None } else { base.base() };
+    let inherited: Runs = match next {
+        Some(_) => common(&image.inherited()?, &base.inherited()?),
+        None => Vec::new(),
+    };
+    let built_on = next.map(|next| built_on(next, image)).transpose()?;
+    let Content { memory, data } = image.content()?;
+    let data = common(&data, &rest(&inherited, len));
+    let layout = image.manifest().ram_layout.clone();
+    let all = joined([data.clone(), inherited.clone()].concat());
+    let ram = memory.into_whole_ram(layout, all)?;
+    let partial = Partial::replacing(image.dir())?;
+    let writer = ImageWriter::rewrite(partial, built_on, ram, data, inherited)?;
+    writer.finish_as(image, progress)
+}
+
+fn built_on(next: &Image, image: &Image) -> Result<BuiltOn, ImageError> {
+    let path = path_to(next.dir(), image.dir())?;
+    Ok(BuiltOn { ram: next.ram()?, image: Image::open(next.dir())?, path })
+}
