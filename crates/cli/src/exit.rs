@@ -69,11 +69,15 @@ impl From<&ImageError> for Exit {
             | ImageError::NoParent(_)
             | ImageError::NotAnImage(_)
             | ImageError::Stranger { .. }
+            | ImageError::NoBase { .. }
             | ImageError::Format { .. } => Self::Usage,
             ImageError::Manifest { .. }
             | ImageError::Missing(_)
             | ImageError::Size { .. }
             | ImageError::Damaged(_)
+            | ImageError::BrokenBase { .. }
+            | ImageError::OtherBase(_)
+            | ImageError::LongChain(_)
             | ImageError::Table { .. }
             | ImageError::Exclusions { .. } => Self::Negative,
             ImageError::BadPlan { .. } => Self::Refused,
