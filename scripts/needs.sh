@@ -40,6 +40,8 @@ install_missing() {
         have qemu-img qemu-utils
         have mke2fs e2fsprogs
         have python3 python3
+        have make make
+        have nm binutils
         have mkfs.xfs xfsprogs
         have mkfs.btrfs btrfs-progs
     fi

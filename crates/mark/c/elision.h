@@ -27,6 +27,11 @@
  *     built with CONFIG_ANON_VMA_NAME; or
  *   - MADV_DONTDUMP (`--exclude region=dontdump`) or memfd_secret (`--exclude region=secretmem`).
  *
+ * This file is all that a program needs. With ELISION_LIBRARY defined it has declarations only, and the functions are those of
+ * libelision: `cc $(pkg-config --cflags --libs elision) ...`.
+ *
+ * Functions may be called by several threads at once, if each has a region of its own or they take turns.
+ *
  * Linux, C11 or C++11. In C define _GNU_SOURCE (or compile as gnu11) for memfd_create and madvise.
  */
 #ifndef ELISION_H
@@ -63,6 +68,13 @@
 #define MFD_CLOEXEC 1U
 #endif
 
+/* Where the functions are: in each program, in libelision (which elision.c makes), or there for this program. */
+#if defined(ELISION_BUILD)
+#define ELISION_API __attribute__((visibility("default")))
+#elif !defined(ELISION_LIBRARY)
+#define ELISION_API static inline
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -75,6 +87,20 @@ struct elision_region {
 	void *map;           /* the whole pages */
 	size_t map_size;
 };
+
+#if defined(ELISION_BUILD) || defined(ELISION_LIBRARY)
+/* What each does is said below. */
+int elision_mark(void *start, size_t size, const char *name);
+int elision_unmark(void *start, size_t size);
+int elision_alloc(struct elision_region *region, const char *name, size_t size);
+void elision_filled(struct elision_region *region);
+int elision_holds(const struct elision_region *region);
+int elision_watch(void);
+int elision_restored(int fd);
+void elision_free(struct elision_region *region);
+#endif
+
+#ifndef ELISION_LIBRARY
 
 /* "elision:NAME" in `to`, or -1 with errno if the name is empty, too long, or has characters that kernels refuse. */
 static inline int elision_full_name(char to[ELISION_NAME_BYTES], const char *name)
@@ -104,7 +130,7 @@ static inline int elision_full_name(char to[ELISION_NAME_BYTES], const char *nam
  * Returns 1 if the kernel has no names: `region=dontdump` alone finds it. Memory of elision_alloc has a name always.
  * Returns -1 with errno if it is not marked at all.
  */
-static inline int elision_mark(void *start, size_t size, const char *name)
+ELISION_API int elision_mark(void *start, size_t size, const char *name)
 {
 	char full[ELISION_NAME_BYTES];
 
@@ -115,7 +141,7 @@ static inline int elision_mark(void *start, size_t size, const char *name)
 }
 
 /* Takes the mark away. Returns 0, or -1 with errno. Fill the memory with something else before. */
-static inline int elision_unmark(void *start, size_t size)
+ELISION_API int elision_unmark(void *start, size_t size)
 {
 	(void)prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)start, (unsigned long)size, 0UL);
 	return madvise(start, size, MADV_DODUMP);
@@ -128,7 +154,7 @@ static inline int elision_unmark(void *start, size_t size)
  *
  * Returns 0, or -1 with errno.
  */
-static inline int elision_alloc(struct elision_region *region, const char *name, size_t size)
+ELISION_API int elision_alloc(struct elision_region *region, const char *name, size_t size)
 {
 	char full[ELISION_NAME_BYTES];
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -170,7 +196,7 @@ static inline int elision_alloc(struct elision_region *region, const char *name,
 }
 
 /* Says that the region is filled. */
-static inline void elision_filled(struct elision_region *region)
+ELISION_API void elision_filled(struct elision_region *region)
 {
 	region->generation++;
 	__atomic_store_n((uint64_t *)region->map, region->generation, __ATOMIC_RELEASE);
@@ -180,7 +206,7 @@ static inline void elision_filled(struct elision_region *region)
  * Whether the region still has what it was filled with. If so after a use, the use was of true data. If not, the VM
  * was restored from an image without it: fill it and say so.
  */
-static inline int elision_holds(const struct elision_region *region)
+ELISION_API int elision_holds(const struct elision_region *region)
 {
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
 	return region->generation != 0 &&
@@ -193,7 +219,7 @@ static inline int elision_holds(const struct elision_region *region)
  *
  * Returns -1 with errno if there is no agent. elision_holds() tells of lost regions without one too.
  */
-static inline int elision_watch(void)
+ELISION_API int elision_watch(void)
 {
 	struct sockaddr_un address;
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -217,7 +243,7 @@ static inline int elision_watch(void)
  * Whether the VM was restored since the last call; does not wait. Returns 1 or 0, or -1 if the agent has ended: then
  * close the descriptor and call elision_watch() again some time.
  */
-static inline int elision_restored(int fd)
+ELISION_API int elision_restored(int fd)
 {
 	char bytes[64];
 	int restored = 0;
@@ -235,7 +261,7 @@ static inline int elision_restored(int fd)
 }
 
 /* Clears the region and gives it back. */
-static inline void elision_free(struct elision_region *region)
+ELISION_API void elision_free(struct elision_region *region)
 {
 	volatile unsigned char *byte = (volatile unsigned char *)region->map;
 	size_t i;
@@ -247,6 +273,8 @@ static inline void elision_free(struct elision_region *region)
 	region->map_size = region->size = 0;
 	region->generation = 0;
 }
+
+#endif /* ELISION_LIBRARY */
 
 #ifdef __cplusplus
 }
