@@ -52,6 +52,8 @@ pub(crate) struct Stillness {
     pub(crate) processes: u32,
     /// What is not as it was asked for.
     pub(crate) notes: Vec<String>,
+    /// Services that a restored copy has restarted.
+    pub(crate) restart: Vec<String>,
 }
 
 /// What was ended in a restored copy.
@@ -66,7 +68,7 @@ pub(crate) struct Ended {
 pub(crate) fn freeze(ask: &Calm, limit: Duration) -> Result<Stillness, AgentError> {
     let until = Instant::now() + limit;
     let tree = Tree::find()?;
-    let mut still = Stillness { tree, held: vec![], until, processes: 0, notes: vec![] };
+    let mut still = Stillness { tree, held: vec![], until, processes: 0, notes: vec![], restart: vec![] };
     let done = still.gather(ask).and_then(|()| still.wait());
     match done {
         Ok(()) => {
@@ -86,14 +88,16 @@ impl Stillness {
     fn gather(&mut self, ask: &Calm) -> Result<(), AgentError> {
         let me = std::process::id();
         let own = procfs::group_of(me).unwrap_or_default();
+        let mut whole = Vec::new();
         for path in &ask.groups {
             let group = self.tree.group(path)?;
             if group.is_root() || group.holds(&own) {
                 note(&mut self.notes, &format!("{path} is not frozen as a whole: the agent is in it"));
             } else if group.exists() {
-                self.hold_whole(&group)?;
+                whole.push(group);
             }
         }
+        self.hold_whole(&whole)?;
         for _ in 0..ROUNDS {
             let meant = procfs::present(&ask.processes);
             if meant.contains(&me) {
@@ -115,7 +119,7 @@ impl Stillness {
                 let group = self.tree.group(&path)?;
                 let all = group.all_processes()?;
                 if !group.is_root() && !group.holds(&own) && all.iter().all(|pid| meant.contains(pid)) {
-                    self.hold_whole(&group)?;
+                    self.hold_whole(&[group])?;
                 } else {
                     self.hold_apart(&group, &pids)?;
                 }
@@ -133,10 +137,17 @@ impl Stillness {
         Ok(false)
     }
 
-    fn hold_whole(&mut self, group: &Group) -> Result<(), AgentError> {
-        let held = Held { path: group.path().to_owned(), home: None, was_frozen: group.is_to_freeze() };
-        self.remember(held)?;
-        group.freeze(true)
+    fn hold_whole(&mut self, groups: &[Group]) -> Result<(), AgentError> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let held = |group: &Group| Held {
+            path: group.path().to_owned(),
+            home: None,
+            was_frozen: group.is_to_freeze(),
+        };
+        self.remember(groups.iter().map(held))?;
+        groups.iter().try_for_each(|group| group.freeze(true))
     }
 
     fn hold_apart(&mut self, home: &Group, pids: &BTreeSet<u32>) -> Result<(), AgentError> {
@@ -144,7 +155,7 @@ impl Stillness {
         let held =
             Held { path: group.path().to_owned(), home: Some(home.path().to_owned()), was_frozen: false };
         if !self.held.contains(&held) {
-            self.remember(held)?;
+            self.remember([held])?;
         }
         group.create()?;
         group.freeze(true)?;
@@ -154,8 +165,8 @@ impl Stillness {
         Ok(())
     }
 
-    fn remember(&mut self, held: Held) -> Result<(), AgentError> {
-        self.held.push(held);
+    fn remember(&mut self, held: impl IntoIterator<Item = Held>) -> Result<(), AgentError> {
+        self.held.extend(held);
         let path = Path::new(JOURNAL);
         let folder = path.parent().unwrap_or(path);
         fs::create_dir_all(folder).context("create", folder)?;

@@ -1,7 +1,7 @@
 //! What the guest's owner allows: `/etc/elision/agent.toml`, then `/etc/elision/agent.d/*.toml` in the order of their names.
 //!
 //! ```toml
-//! allow = ["calm", "prepare", "clock", "random", "hooks"]    # and "identity"
+//! allow = ["calm", "prepare", "clock", "random", "hooks", "restart"]    # and "identity"
 //! longest-calm-seconds = 60        # no host can let processes stand still for longer
 //! hook-seconds = 10                # for each hook
 //! hooks = "/etc/elision/hooks.d"
@@ -38,9 +38,9 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        use Capability::{Calm, Clock, Hooks, Prepare, Random};
+        use Capability::{Calm, Clock, Hooks, Prepare, Random, Restart};
         Self {
-            allow: vec![Calm, Prepare, Clock, Random, Hooks],
+            allow: vec![Calm, Prepare, Clock, Random, Hooks, Restart],
             longest_calm: Duration::from_secs(60),
             hook_limit: Duration::from_secs(10),
             hooks: "/etc/elision/hooks.d".into(),

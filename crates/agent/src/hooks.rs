@@ -75,8 +75,12 @@ fn hooks(folder: &Path, owner: u32) -> Vec<PathBuf> {
 }
 
 fn run_one(hook: &Path, event: Event, until: Instant) -> Result<(), String> {
-    let mut command = Command::new(hook);
-    command.arg(event.name()).stdin(Stdio::null()).process_group(0);
+    run_until(Command::new(hook).arg(event.name()), until)
+}
+
+/// Runs a program; when the time is over, it is killed with its children. Says what was wrong.
+pub(crate) fn run_until(command: &mut Command, until: Instant) -> Result<(), String> {
+    command.stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|e| format!("it cannot be started: {e}"))?;
     loop {
         match child.try_wait() {

@@ -7,6 +7,8 @@ use std::fs;
 /// Of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
+    /// `R` runs or could, `S` sleeps, ...; see proc(5).
+    pub(crate) state: char,
     /// Parent.
     pub(crate) parent: u32,
     /// The terminal session, by the process that leads it.
@@ -24,10 +26,11 @@ pub(crate) fn stat(pid: u32) -> Option<Stat> {
 fn parse(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(") ")?;
     let mut fields = rest.split_ascii_whitespace();
-    let parent = fields.nth(1)?.parse().ok()?; // field 4
+    let state = fields.next()?.chars().next()?; // field 3
+    let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?; // field 6
     let started = fields.nth(15)?.parse().ok()?; // field 22
-    Some(Stat { parent, session, started })
+    Some(Stat { state, parent, session, started })
 }
 
 /// Path of a process in the hierarchy of cgroup v2.
@@ -74,7 +77,7 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_spaces_is_skipped() {
         let text = "812 (a) b (c) S 700 812 812 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 2 3";
-        assert_eq!(parse(text), Some(Stat { parent: 700, session: 812, started: 4711 }));
+        assert_eq!(parse(text), Some(Stat { state: 'S', parent: 700, session: 812, started: 4711 }));
         assert_eq!(parse("812 (x"), None);
         assert_eq!(parse("812 (x) S 1 2"), None);
     }

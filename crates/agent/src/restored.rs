@@ -1,7 +1,7 @@
 //! A restored guest is put in order.
 //!
 //! ```text
-//! at once, by the word in the agent's memory     frozen groups ended ─ random numbers stirred ─ clock ─ hooks
+//! at once, by the word in the agent's memory     frozen groups ended ─ random numbers stirred ─ clock ─ hooks ─ services
 //! when a host asks                               random numbers, clock, identity ─ report
 //! ```
 //! The first needs nobody: it is done too when stock QEMU has restored the image and no Elision is on the host.
@@ -10,7 +10,7 @@ use crate::calm::Stillness;
 use crate::config::Config;
 use crate::error::{AgentError, Context, chain};
 use crate::hooks::{self, Event};
-use crate::{identity, random};
+use crate::{identity, random, services};
 use elision_wire::{Capability, Identity, Report, note};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::fs;
@@ -25,7 +25,9 @@ const SECONDS_APART: i128 = 2;
 /// What needs no host.
 pub(crate) fn by_itself(config: &Config, still: Option<Stillness>) -> Report {
     let mut report = Report { noticed: true, ..Report::default() };
-    if let Some(still) = still {
+    let mut restart = Vec::new();
+    if let Some(mut still) = still {
+        restart = std::mem::take(&mut still.restart);
         let ended = still.end();
         report.groups_ended = ended.groups;
         report.processes_ended = ended.processes;
@@ -49,6 +51,8 @@ pub(crate) fn by_itself(config: &Config, still: Option<Stillness>) -> Report {
         report.hooks = outcome.well;
         outcome.notes.iter().for_each(|text| note(&mut report.notes, text));
     }
+    // Last: a hook may bring back what a service needs.
+    report.restarted = services::restart(restart, &mut report.notes);
     report
 }
 
@@ -88,6 +92,12 @@ pub(crate) fn with_host(
     if wanted.new_machine_id && identity {
         match identity::new_machine_id() {
             Ok(id) => report.machine_id = Some(id),
+            Err(error) => note(&mut report.notes, &chain(&error)),
+        }
+    }
+    if wanted.new_boot_id && identity {
+        match identity::new_boot_id() {
+            Ok(id) => report.boot_id = Some(id),
             Err(error) => note(&mut report.notes, &chain(&error)),
         }
     }

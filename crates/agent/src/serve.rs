@@ -8,7 +8,7 @@ use crate::hooks::{self, Event};
 use crate::notice::{self, Watchers};
 use crate::port::{Incoming, Port, VirtioPort};
 use crate::watchdog::Watchdog;
-use crate::{files, generation, procfs, restored, swap};
+use crate::{files, generation, khugepaged, procfs, restored, services, swap, sys};
 use elision_wire::{
     Answer, Ask, Calm, Capability, Done, Envelope, PORT, Reader, Reason, Report, VERSIONS, Versions, encode,
     note,
@@ -25,6 +25,9 @@ const TICK_CALM: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_secs(1);
 /// The nice value of an agent that others wait for.
 const HURRIED: i32 = -20;
+/// How long the kernel's maker of huge pages may take to finish, before a save and before processes are frozen.
+const REST: Duration = Duration::from_secs(2);
+const SHORT_REST: Duration = Duration::from_millis(200);
 /// How long an answer may take on its way.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -45,8 +48,16 @@ pub(crate) fn run(options: &ServeOptions) -> Result<ExitCode, AgentError> {
         say!("programs cannot be told of a restore: {}", chain(&error));
         Watchers::default()
     });
-    let mut agent =
-        Agent { config, watchdog, watchers, session: None, still: None, preparing: None, report: None };
+    let mut agent = Agent {
+        config,
+        watchdog,
+        watchers,
+        session: None,
+        still: None,
+        preparing: None,
+        report: None,
+        khugepaged: None,
+    };
     let mut reader = Reader::default();
     let mut buffer = [0; 4096];
     loop {
@@ -94,6 +105,8 @@ struct Agent {
     preparing: Option<JoinHandle<()>>,
     /// What was put in order after a restore, until a host has heard of it.
     report: Option<Report>,
+    /// The kernel's maker of huge pages, as the last preparation has found it.
+    khugepaged: Option<u32>,
 }
 
 impl Agent {
@@ -131,15 +144,21 @@ impl Agent {
     }
 
     /// Lets what stands still run on, if anything does and if this is no restored copy.
-    fn run_on(&mut self, why: &str) -> Option<Vec<String>> {
+    fn run_on(&mut self, why: &str) {
+        if let Some(notes) = self.release() {
+            say!("frozen processes run on: {why}");
+            for problem in &notes {
+                say!("{problem}");
+            }
+        }
+    }
+
+    /// The same without a word in the log, which somebody would have to wait for.
+    fn release(&mut self) -> Option<Vec<String>> {
         let still = self.still.take()?;
         match still.thaw() {
             Ok(notes) => {
                 self.watchdog.done();
-                say!("frozen processes run on: {why}");
-                for problem in &notes {
-                    say!("{problem}");
-                }
                 Some(notes)
             }
             Err(still) => {
@@ -226,6 +245,10 @@ impl Agent {
             Ok(processes) => done.processes = u32::try_from(processes).unwrap_or(u32::MAX),
             Err(_) => note(&mut done.notes, "writing files and bringing pages in from swap took too long"),
         }
+        self.khugepaged = khugepaged::find();
+        if let Some(pid) = self.khugepaged {
+            khugepaged::rest(pid, REST.min(until.saturating_duration_since(Instant::now())));
+        }
         hurry(true);
         Answer::Done(done)
     }
@@ -240,6 +263,9 @@ impl Agent {
         if self.still.is_some() {
             return refused(Reason::Order, "Processes stand still already");
         }
+        if let Some(pid) = self.khugepaged {
+            khugepaged::rest(pid, SHORT_REST);
+        }
         let limit = self.limit(ask);
         if let Err(error) = self.watchdog.hold(limit) {
             // The next one asks again; without one nothing is frozen.
@@ -250,7 +276,13 @@ impl Agent {
         }
         match calm::freeze(ask, limit) {
             Ok(mut still) => {
-                let done = Done { processes: still.processes, notes: std::mem::take(&mut still.notes) };
+                let mut notes = std::mem::take(&mut still.notes);
+                if self.config.allows(Capability::Restart) {
+                    still.restart = services::check(&ask.restart, &mut notes);
+                } else if !ask.restart.is_empty() {
+                    note(&mut notes, "the guest's owner does not allow to restart services");
+                }
+                let done = Done { processes: still.processes, notes };
                 self.still = Some(still);
                 Answer::Done(done)
             }
@@ -266,7 +298,7 @@ impl Agent {
         if self.still.is_none() {
             return refused(Reason::Late, "Nothing stands still: the time was over");
         }
-        match self.run_on("the host says so") {
+        match self.release() {
             Some(notes) => Answer::Done(Done { processes: 0, notes }),
             None => refused(Reason::Order, "This guest was restored"),
         }
@@ -289,6 +321,8 @@ impl Agent {
 
 /// While a save is under way, nobody in the guest shall have to wait for the agent longer than need be.
 fn hurry(on: bool) {
+    // Where a control group has no share of real time, the nice value has to do.
+    let _ = sys::go_first(on);
     let _ = rustix::process::setpriority_process(None, if on { HURRIED } else { 0 });
 }
 

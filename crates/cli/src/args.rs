@@ -212,6 +212,9 @@ pub(crate) struct RestoreArgs {
     /// Give the restored machine a new machine id, by its agent.
     #[arg(long, help_heading = "Guest agent", conflicts_with = "paused")]
     pub(crate) new_machine_id: bool,
+    /// Give the restored machine a new id of its boot, by its agent.
+    #[arg(long, help_heading = "Guest agent", conflicts_with = "paused")]
+    pub(crate) new_boot_id: bool,
     /// Where QEMU's error messages go, at the end of the file; by default nowhere once the VM runs.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) log: Option<PathBuf>,

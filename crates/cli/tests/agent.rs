@@ -332,6 +332,7 @@ fn clones_differ_and_are_put_in_order() {
     let notes = saved["agent"]["notes"].to_string();
     assert!(notes.contains("hook 20 before-save") && notes.contains("hook 20 after-save"), "{notes}");
     assert_eq!(sh(&mut guest, "cat /run/hooks"), "before-save\nafter-save\n");
+    let boot = sh(&mut guest, "cat /proc/sys/kernel/random/boot_id").trim().to_owned();
     drop(guest);
     std::thread::sleep(Duration::from_secs(4)); // the clocks of copies are behind by this
 
@@ -363,7 +364,7 @@ fn clones_differ_and_are_put_in_order() {
     let mut ids = Vec::new();
     for name in ["red", "blue"] {
         let port = Port::new();
-        let args = ["--hostname", name, "--new-machine-id"];
+        let args = ["--hostname", name, "--new-machine-id", "--new-boot-id"];
         let (mut clone, said) = restore_with(&port.added_to(&base), &image, &args);
         println!("{}", said["agent"]);
         let agent = &said["agent"];
@@ -376,9 +377,13 @@ fn clones_differ_and_are_put_in_order() {
         assert_eq!(sh(&mut clone, "cat /run/hooks"), "before-save\nafter-restore\n");
         let id = sh(&mut clone, "cat /etc/machine-id").trim().to_owned();
         assert_eq!(agent["machine_id"], id.as_str());
-        ids.push(id);
+        let boot = sh(&mut clone, "cat /proc/sys/kernel/random/boot_id").trim().to_owned();
+        assert_eq!(agent["boot_id"], boot.as_str());
+        ids.push((id, boot));
     }
-    assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 32), "{ids:?}");
+    let (red, blue) = (&ids[0], &ids[1]);
+    assert!(red.0 != blue.0 && red.1 != blue.1 && red.1 != boot && blue.1 != boot, "{ids:?} {boot}");
+    assert!(ids.iter().all(|(id, boot)| id.len() == 32 && boot.len() == 36), "{ids:?}");
 }
 
 /// Process ids that a save would leave out.

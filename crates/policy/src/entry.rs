@@ -1,6 +1,6 @@
 //! One `[[exclude]]` entry of a policy file, and the selector that it makes.
 
-use crate::{Criterion, Kind, PathGlob, PolicyError, Selector};
+use crate::{Criterion, Kind, OnRestore, PathGlob, PolicyError, Selector};
 use serde::Deserialize;
 use std::ops::Range;
 use toml::Spanned;
@@ -23,6 +23,7 @@ pub(crate) struct Entry {
     #[serde(default)]
     optional: bool,
     children: Option<Spanned<bool>>,
+    on_restore: Option<Spanned<OnRestore>>,
 }
 
 /// What is wrong with an entry, and where in the text; `None` is the entry as a whole.
@@ -57,6 +58,12 @@ impl Entry {
                 return Err(wrong(children, format!("`children` has no meaning for a {kind}")));
             }
             selector.children = *children.get_ref();
+        }
+        if let Some(on_restore) = &self.on_restore {
+            if selector.criterion.kind() != Kind::Unit {
+                return Err(wrong(on_restore, "`on_restore` is about a `unit`, and this entry has none"));
+            }
+            selector.on_restore = *on_restore.get_ref();
         }
         Ok(selector)
     }

@@ -7,6 +7,7 @@
 //! args = "--port=5433 *"    # with exe: a glob over what follows the program's name
 //! optional = true           # may match nothing; default false
 //! children = false          # its descendants stay; default true; not with file and region
+//! on_restore = "restart"    # with unit: its services are restarted in a restored guest; default "leave"
 //!
 //! [[exclude]]
 //! region = "named"          # or "secretmem", "dontdump": marked memory of processes that stay

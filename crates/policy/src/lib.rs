@@ -36,5 +36,5 @@ pub use error::PolicyError;
 pub use glob::PathGlob;
 pub use policy::{Cache, Dependents, Dirty, KernelLog, Policy, SaveOptions, Video};
 pub use region::Region;
-pub use selector::{Criterion, Kind, ProcessFacts, Selector};
+pub use selector::{Criterion, Kind, OnRestore, ProcessFacts, Selector};
 pub use unit::Unit;

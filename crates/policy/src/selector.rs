@@ -17,7 +17,7 @@
 
 use crate::{Container, PathGlob, PolicyError, Region, Unit};
 use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
@@ -266,6 +266,19 @@ pub struct Selector {
     pub optional: bool,
     /// Whether the descendants of a matching process are left out with it.
     pub children: bool,
+    /// With `unit`: what becomes of its services in a restored guest.
+    pub on_restore: OnRestore,
+}
+
+/// What becomes of a unit's services after a restore without their processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRestore {
+    /// What systemd does with a service whose processes were killed.
+    #[default]
+    Leave,
+    /// The agent in the guest has them restarted.
+    Restart,
 }
 
 impl Selector {
@@ -273,7 +286,7 @@ impl Selector {
     #[must_use]
     pub fn new(criterion: Criterion) -> Self {
         let children = criterion.kind().is_of_processes();
-        Self { criterion, args: None, of: None, optional: false, children }
+        Self { criterion, args: None, of: None, optional: false, children, on_restore: OnRestore::Leave }
     }
 
     /// Whether the process itself is selected (descendants are the caller's to add).
@@ -348,6 +361,9 @@ impl Serialize for Selector {
         }
         out.serialize_entry("optional", &self.optional)?;
         out.serialize_entry("children", &self.children)?;
+        if self.on_restore != OnRestore::Leave {
+            out.serialize_entry("on_restore", &self.on_restore)?;
+        }
         out.end()
     }
 }

@@ -12,6 +12,10 @@ use std::borrow::Cow;
 /// The kinds of unit that have processes.
 const SUFFIXES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
 
+const SERVICE: &str = ".service";
+/// The service that starts a user's services.
+const USER_MANAGER: &str = "user@";
+
 /// A systemd unit, or a glob over names of units.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit(PathGlob);
@@ -40,6 +44,16 @@ impl Unit {
         })
     }
 
+    /// The service of the guest's first service manager that a cgroup of this unit is in. None of a user's: those have a
+    /// manager of their own.
+    #[must_use]
+    pub fn service_of<'a>(&self, cgroup: &'a str) -> Option<&'a str> {
+        let name = cgroup.split('/').find(|name| name.ends_with(SERVICE))?;
+        // systemd puts a `_` before names that would be mistaken for files of the kernel; no unit's name begins so.
+        let name = name.strip_prefix('_').unwrap_or(name);
+        (self.holds(cgroup) && !name.starts_with(USER_MANAGER)).then_some(name)
+    }
+
     /// Names of units may hold a `\` (`a\x2db.service`), which a glob takes for its own.
     fn is(&self, name: &str) -> bool {
         name == self.as_str() || self.0.matches(name)
@@ -56,12 +70,32 @@ impl Unit {
 mod tests {
     use crate::Selector;
 
+    fn unit_of(name: &str) -> super::Unit {
+        match format!("unit={name}").parse::<Selector>().unwrap().criterion {
+            crate::Criterion::Unit(unit) => unit,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn holds(unit: &str, cgroup: &str) -> bool {
-        let crate::Criterion::Unit(unit) = format!("unit={unit}").parse::<Selector>().unwrap().criterion
-        else {
-            panic!()
-        };
-        unit.holds(cgroup)
+        unit_of(unit).holds(cgroup)
+    }
+
+    #[test]
+    fn a_service_is_told_by_its_cgroup() {
+        let table = [
+            ("nginx", "/system.slice/nginx.service", Some("nginx.service")),
+            ("nginx", "/system.slice/nginx.service/worker", Some("nginx.service")),
+            ("system.slice", "/system.slice/nginx.service", Some("nginx.service")),
+            ("memory", "/system.slice/_memory.service", Some("memory.service")),
+            (r"a\x2db", r"/system.slice/a\x2db.service", Some(r"a\x2db.service")),
+            ("nginx", "/system.slice/redis.service", None),
+            ("session-2.scope", "/user.slice/user-1000.slice/session-2.scope", None),
+            ("foo", "/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", None),
+        ];
+        for (unit, cgroup, expected) in table {
+            assert_eq!(unit_of(unit).service_of(cgroup), expected, "{unit} {cgroup}");
+        }
     }
 
     #[test]

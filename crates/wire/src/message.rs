@@ -112,6 +112,9 @@ pub struct Calm {
     /// Write everything that the guest has not written to its disks yet, and not only files of the processes.
     #[serde(default)]
     pub write_all: bool,
+    /// With [`Ask::Freeze`]: services that a restored copy has restarted, by the names of their units.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart: Vec<String>,
 }
 
 /// A process, told apart from a later one with the same number.
@@ -147,6 +150,9 @@ pub struct Identity {
     /// Whether the guest shall have a new `/etc/machine-id`.
     #[serde(default)]
     pub new_machine_id: bool,
+    /// Whether the guest shall have a new id of this boot.
+    #[serde(default)]
+    pub new_boot_id: bool,
 }
 
 impl Identity {
@@ -169,10 +175,12 @@ pub enum Capability {
     Clock,
     /// To stir the guest's random numbers.
     Random,
-    /// To change the machine's name and id.
+    /// To change the machine's name and ids.
     Identity,
     /// To have the hooks of the guest's owner run.
     Hooks,
+    /// To have services restarted in a restored copy.
+    Restart,
     /// Of a newer agent.
     #[serde(other)]
     Unknown,
@@ -335,8 +343,14 @@ pub struct Report {
     /// The machine's new id.
     #[serde(default)]
     pub machine_id: Option<String>,
+    /// The new id of this boot.
+    #[serde(default)]
+    pub boot_id: Option<String>,
     /// Hooks that ran well.
     pub hooks: u32,
+    /// Services that are restarted.
+    #[serde(default)]
+    pub restarted: Vec<String>,
     /// Programs that had asked to be told of a restore.
     #[serde(default)]
     pub programs_told: u32,
@@ -352,7 +366,7 @@ mod tests {
     #[test]
     fn the_form_is_the_documented_one() {
         let processes = vec![ProcessId { pid: 812, started: 4711, descendants: true }];
-        let calm = Calm { limit_ms: 5000, processes, groups: vec!["/a".to_owned()], write_all: false };
+        let calm = Calm { limit_ms: 5000, processes, groups: vec!["/a".to_owned()], ..Calm::default() };
         let ask = Envelope { session: 1, id: 2, body: Ask::Freeze(calm) };
         let text = r#"{"session":1,"id":2,"ask":"freeze","limit_ms":5000,"processes":[[812,4711,1]],"groups":["/a"],"write_all":false}"#;
         assert_eq!(serde_json::to_string(&ask).unwrap(), text);

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! before   hello ─> prepare: hooks, files written, pages brought in from swap
-//! pause    freeze ─> stop ─> plan ─> the agent's word in the plan ─> copy ─> cont ─> thaw
+//! pause    freeze ─> stop ─> plan ─> the agent's word in the plan ─> copy ─> thaw ─> cont
 //! at last  the image is whole: hooks
 //! ```
 //! The agent is told which processes by number and by when they were started, and whole control groups where the policy
-//! selects by these. Freezing comes last before the stop, so that the processes stand still for little longer than the VM.
+//! selects by these. Freezing comes last before the stop, so that the processes stand still for little longer than the VM. For the same
+//! reason they are let run before the VM is: QEMU hands the message over as soon as the VM runs, and not before, so that it
+//! is in no copy.
 
 use super::client::{AgentError, Client};
 use super::{AgentArgs, AgentPolicy, find};
@@ -16,7 +18,7 @@ use crate::session::retry;
 use elision_kernel::{Kernel, Process};
 use elision_memory::Gva;
 use elision_plan::{AgentMark, Outcome, PlanError, Selection, mark_agent};
-use elision_policy::{Cache, Criterion, Kind, Policy};
+use elision_policy::{Cache, Criterion, Kind, OnRestore, Policy};
 use elision_qemu::Vm;
 use elision_wire::{Answer, Ask, Calm, Mark, ProcessId, Word};
 use serde::Serialize;
@@ -36,6 +38,9 @@ const CALM_LIMIT: Duration = Duration::from_secs(30);
 const THAW_LIMIT: Duration = Duration::from_secs(10);
 /// For the hooks after the save.
 const SAVED_LIMIT: Duration = Duration::from_secs(20);
+/// Said where a policy wants services restarted.
+const NO_RESTART: &str =
+    "No service is restarted in a restored guest, as no agent in it knows that it is a copy";
 /// Of hundredths of a second, as `/proc` counts them.
 const TICK_NS: u64 = 10_000_000;
 
@@ -202,15 +207,18 @@ impl SaveAgent {
         Ok(())
     }
 
-    /// Lets the processes run on. The answer is waited for by a thread, so that its time is known.
+    /// Lets the processes run on, as soon as the VM does. The answer is waited for by a thread, so that its time is known.
     pub(crate) fn thaw(&mut self) {
         if self.frozen.is_none() {
             return;
         }
-        // What cannot be sent is said by the end of the connection.
         let Some(mut client) = self.client.take() else { return };
+        let sent = client.send(&Ask::Thaw, THAW_LIMIT);
         self.thawing = Some(std::thread::spawn(move || {
-            let answer = client.ask(&Ask::Thaw, THAW_LIMIT);
+            let answer = sent.and_then(|id| match client.answer_to(id, Instant::now() + THAW_LIMIT) {
+                Err(AgentError::Silent(_)) => Err(AgentError::Silent(THAW_LIMIT)),
+                answer => answer,
+            });
             (client, answer, Instant::now())
         }));
     }
@@ -232,7 +240,11 @@ impl SaveAgent {
     }
 
     /// The image is whole: hooks may know. Whatever an agent does now, there is an image.
-    pub(crate) fn saved(mut self) -> AgentReport {
+    pub(crate) fn saved(mut self, policy: &Policy) -> AgentReport {
+        if !self.report.calm && policy.selectors.iter().any(|s| s.on_restore == OnRestore::Restart) {
+            tracing::warn!("{NO_RESTART}");
+            self.report.notes.push(NO_RESTART.to_owned());
+        }
         if let Some(client) = self.client.as_mut() {
             match client.ask(&Ask::Saved, SAVED_LIMIT) {
                 Ok(Answer::Done(done)) => self.report.notes.extend(done.notes),
@@ -295,7 +307,21 @@ fn meant(policy: &Policy, selection: &Selection) -> Calm {
     let processes = processes.collect();
     let chooses_files = policy.selectors.iter().any(|s| s.criterion.kind() == Kind::File);
     let write_all = chooses_files || policy.save.cache() == Cache::Exclude;
-    Calm { limit_ms: 0, processes, groups: groups.into_iter().collect(), write_all }
+    let restart = to_restart(policy, selection);
+    Calm { limit_ms: 0, processes, groups: groups.into_iter().collect(), write_all, restart }
+}
+
+/// The services of excluded processes that a restored guest shall have restarted.
+fn to_restart(policy: &Policy, selection: &Selection) -> Vec<String> {
+    let restarted = policy.selectors.iter().filter(|selector| selector.on_restore == OnRestore::Restart);
+    let units = restarted.filter_map(|selector| match &selector.criterion {
+        Criterion::Unit(unit) => Some(unit),
+        _ => None,
+    });
+    let paths: BTreeSet<&str> = selection.excluded().filter_map(|p| p.cgroup.as_deref()).collect();
+    let services: BTreeSet<&str> =
+        units.flat_map(|unit| paths.iter().filter_map(|path| unit.service_of(path))).collect();
+    services.into_iter().map(str::to_owned).collect()
 }
 
 fn millis(limit: Duration) -> u32 {

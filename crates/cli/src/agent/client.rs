@@ -82,14 +82,14 @@ impl Client {
     pub(crate) fn ask(&mut self, ask: &Ask, limit: Duration) -> Result<Answer, AgentError> {
         let until = Instant::now() + limit;
         let id = self.send(ask, limit)?;
-        match self.answer(id, until) {
-            Err(AgentError::Silent(_)) => Err(AgentError::Silent(limit)),
-            answer => answer,
-        }
+        self.answer_to(id, until).map_err(|error| match error {
+            AgentError::Silent(_) => AgentError::Silent(limit),
+            error => error,
+        })
     }
 
-    /// Gives the number of the question.
-    fn send(&mut self, ask: &Ask, limit: Duration) -> Result<u32, AgentError> {
+    /// Asks without waiting. Gives the number of the question.
+    pub(crate) fn send(&mut self, ask: &Ask, limit: Duration) -> Result<u32, AgentError> {
         self.last = self.last.wrapping_add(1);
         let bytes = encode(&Envelope { session: self.session, id: self.last, body: ask.clone() })?;
         self.socket.set_write_timeout(Some(limit.max(Duration::from_millis(1))))?;
@@ -98,7 +98,7 @@ impl Client {
     }
 
     /// Waits for the answer to a question.
-    fn answer(&mut self, id: u32, until: Instant) -> Result<Answer, AgentError> {
+    pub(crate) fn answer_to(&mut self, id: u32, until: Instant) -> Result<Answer, AgentError> {
         let mut bytes = [0; 4096];
         let mut skipped = 0;
         loop {

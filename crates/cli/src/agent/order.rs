@@ -107,13 +107,18 @@ pub(crate) fn lines(order: &Order) -> Vec<String> {
             std::time::Duration::from_millis(ms.unsigned_abs()).as_secs_f64()
         ));
     }
-    for (what, value) in [("name", &report.hostname), ("machine id", &report.machine_id)] {
+    let given =
+        [("name", &report.hostname), ("machine id", &report.machine_id), ("boot id", &report.boot_id)];
+    for (what, value) in given {
         if let Some(value) = value {
             add(format!("gave the machine the {what} {value}"));
         }
     }
     if report.hooks > 0 {
         add(format!("ran {} hooks", report.hooks));
+    }
+    if !report.restarted.is_empty() {
+        add(format!("had systemd restart {}", report.restarted.join(", ")));
     }
     if report.programs_told > 0 {
         add(format!("told {} programs", report.programs_told));

@@ -123,8 +123,8 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         tracing::warn!(%error, "The image is whole, but its guardian could not be dismissed");
     }
 
-    let saved =
-        Saved::new(&args.image, &manifest, &selection, stats, devices, looks).with_agent(agent.saved());
+    let saved = Saved::new(&args.image, &manifest, &selection, stats, devices, looks)
+        .with_agent(agent.saved(&policy));
     out.result(&saved, report::human)?;
     Ok(Exit::Done)
 }

@@ -128,6 +128,9 @@ fn look(
         let result = still(vm, task, writer, &guardian, agent);
         let resumed = result.as_ref().ok().and_then(|copied| copied.sent.resumed);
         if runs && resumed.is_none() {
+            if result.is_ok() {
+                agent.thaw(); // read by the guest when it runs, and waited for below
+            }
             if let Err(error) = resume(vm) {
                 // A new connection may do what this one could not.
                 guardian.act()?;
@@ -226,10 +229,11 @@ fn still(
     if let How::Precopy(guess) = &task.how {
         return sent::precopy(vm, task, guess, writer, agent);
     }
+    let runs = vm.status()?.running; // asked before processes stand still for it
     agent.freeze_again(task.kernel, task.policy)?;
     let stopped = Instant::now();
     let done = |what| tracing::debug!(since_stop = ?stopped.elapsed(), "{what}");
-    if vm.status()?.running {
+    if runs {
         vm.stop()?;
     } else {
         vm.qmp().take_events(); // what others did until now

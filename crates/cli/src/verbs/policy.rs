@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::text::printable;
 use elision_policy::{
-    Cache, Criterion, Dependents, Dirty, KernelLog, Policy, Region, SaveOptions, Selector, Video,
+    Cache, Criterion, Dependents, Dirty, KernelLog, OnRestore, Policy, Region, SaveOptions, Selector, Video,
 };
 use serde::Serialize;
 use std::fmt::Write;
@@ -79,7 +79,11 @@ fn selector(selector: &Selector) -> String {
         }
     };
     let none = if selector.optional { "there may be none" } else { "an error if there is none" };
-    format!("{what} ({none})")
+    let then = match selector.on_restore {
+        OnRestore::Leave => "",
+        OnRestore::Restart => "; in a restored guest its agent restarts the services",
+    };
+    format!("{what} ({none}){then}")
 }
 
 /// `whose name is x`, for what selects processes.
@@ -182,6 +186,7 @@ mod tests {
                 "whose program's path matches /a and whose arguments match *b*, with",
             ),
             ("unit = 'nginx'", "in the systemd unit nginx.service"),
+            ("unit = 'a'\non_restore = 'restart'", "; in a restored guest its agent restarts the services"),
             ("file = '/srv/**'", "what the guest caches of files whose path matches /srv/** (an error"),
             ("region = 'named'", "memory named elision:..., of all processes that stay"),
             ("region = 'dontdump'\ncomm = 'a'", "of those processes that stay whose name is a"),

@@ -89,7 +89,11 @@ impl RestoredVm {
     pub(super) fn put_in_order(&mut self, args: &RestoreArgs, image: &Image) -> Result<(), Failure> {
         if self.running {
             let expected = image.manifest().plan.edited_bytes.contains_key(&EditReason::Agent);
-            let identity = Identity { hostname: args.hostname.clone(), new_machine_id: args.new_machine_id };
+            let identity = Identity {
+                hostname: args.hostname.clone(),
+                new_machine_id: args.new_machine_id,
+                new_boot_id: args.new_boot_id,
+            };
             self.agent = agent::put_in_order(&args.agent, &self.qmp, expected, identity)?;
         }
         Ok(())
