@@ -5,6 +5,7 @@
 //! cgroup.freeze    1: no process in the group and below runs in user mode
 //! cgroup.events    "populated 1", "frozen 1"
 //! cgroup.kill      1: all processes in the group and below are killed (5.14 and later)
+//! cgroup.subtree_control    "+memory": groups right below are charged for memory one by one
 //! ```
 
 use crate::error::{AgentError, Context};
@@ -127,6 +128,11 @@ impl Group {
             todo.extend(folders.filter_map(|e| Some(group.child(e.file_name().to_str()?))));
         }
         Ok(found)
+    }
+
+    /// Has memory charged to the groups right below this one, each by itself.
+    pub(crate) fn charge_memory(&self) -> Result<(), AgentError> {
+        self.write("cgroup.subtree_control", "+memory")
     }
 
     /// Moves a process here, unless it has ended.

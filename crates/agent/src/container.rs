@@ -49,8 +49,13 @@ pub(crate) fn private() -> Result<ExitCode, AgentError> {
 }
 
 fn group(name: &str) -> Result<Group, AgentError> {
-    let slice = Tree::find()?.group(SLICE)?;
+    let tree = Tree::find()?;
+    let slice = tree.group(SLICE)?;
     slice.create()?;
+    // Then the cache of files that were closed belongs to the container too. Some machines have the controller elsewhere.
+    for above in [&tree.group("/")?, &slice] {
+        let _ = above.charge_memory();
+    }
     let group = slice.child(name);
     group.create()?;
     Ok(group)

@@ -440,12 +440,24 @@ fn containers_hold_what_was_started_in_them_and_sessions_are_made_private() {
 /// program in C beside it is told too.
 #[test]
 fn a_server_fetches_its_key_again_after_a_restore() {
+    server_fetches_its_key_again("6.12");
+}
+
+/// On 5.10 marks are names of memfds alone.
+#[test]
+fn a_server_fetches_its_key_again_on_other_kernels() {
+    if pages::in_full() {
+        ["5.10", "7"].into_iter().for_each(server_fetches_its_key_again);
+    }
+}
+
+fn server_fetches_its_key_again(kernel: &str) {
     let port = Port::new();
     let server = elision_testbed::programs::rust_example("elision-mark", "server").expect("the example");
     let folder = tempfile::tempdir().expect("a folder");
     let watcher = elision_testbed::programs::c_program("crates/mark/c/watcher.c", folder.path());
     let files = [("bin/server", server), ("bin/watcher", watcher.expect("a C compiler"))];
-    let base = options("6.12").files(files.map(|(path, file)| (path.to_owned(), file)).to_vec());
+    let base = options(kernel).files(files.map(|(path, file)| (path.to_owned(), file)).to_vec());
     let mut guest = port.added_to(&base).boot().expect("the guest boots");
     start(&mut guest);
     // Known here without a way out of the guest, on which it would leave copies.

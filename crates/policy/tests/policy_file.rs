@@ -116,6 +116,7 @@ fn errors_name_file_and_line() {
         ("[[exclude]]\nregion = 'named'\nuid = 3\ncomm = 'a'\n", "this one has comm, uid, region"),
         ("[[exclude]]\nregion = 'secret'\n", "p.toml:2: `region=secret` is not a kind of region"),
         ("[[exclude]]\nfile = '/a'\nchildren = true\n", "p.toml:3: `children` has no meaning for a file"),
+        ("[[exclude]]\ncomm = 'a'\non_restore = 'restart'\n", "p.toml:3: `on_restore` is about a `unit`"),
         ("[[exclude]]\ncomm = 'a'\nargs = '*'\n", "p.toml:3: `args` narrows `exe`"),
         ("[[exclude]]\nexe = '/a'\nargs = '['\n", "p.toml:3: The pattern of `args=[` is not a valid glob"),
         ("[save]\ndependents = \"drop\"\n", "p.toml:2: unknown variant `drop`"),
