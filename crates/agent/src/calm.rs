@@ -13,7 +13,7 @@
 use crate::cgroup::{Group, Tree};
 use crate::error::{AgentError, Context, chain};
 use crate::{generation, procfs};
-use elision_wire::{Calm, note};
+use elision_wire::{Calm, Done, note};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -46,6 +46,8 @@ struct Held {
 pub(crate) struct Stillness {
     tree: Tree,
     held: Vec<Held>,
+    /// When the first of them was to stand still.
+    begun: Instant,
     /// When they run on by themselves.
     pub(crate) until: Instant,
     /// How many they are.
@@ -66,9 +68,11 @@ pub(crate) struct Ended {
 
 /// Freezes what is asked for. All of it stands still afterwards, or nothing does.
 pub(crate) fn freeze(ask: &Calm, limit: Duration) -> Result<Stillness, AgentError> {
-    let until = Instant::now() + limit;
     let tree = Tree::find()?;
-    let mut still = Stillness { tree, held: vec![], until, processes: 0, notes: vec![], restart: vec![] };
+    let begun = Instant::now();
+    let until = begun + limit;
+    let mut still =
+        Stillness { tree, held: vec![], begun, until, processes: 0, notes: vec![], restart: vec![] };
     let done = still.gather(ask).and_then(|()| still.wait());
     match done {
         Ok(()) => {
@@ -192,13 +196,14 @@ impl Stillness {
     }
 
     /// Lets them run on, unless this is a restored copy: then they stay as they are, and are given back.
-    pub(crate) fn thaw(mut self) -> Result<Vec<String>, Box<Self>> {
+    pub(crate) fn thaw(mut self) -> Result<Done, Box<Self>> {
         if !generation::may_run_on() {
             return Err(Box::new(self));
         }
         self.notes.extend(release(&self.tree, &self.held));
+        let still_us = u64::try_from(self.begun.elapsed().as_micros()).ok();
         forget();
-        Ok(self.notes)
+        Ok(Done { processes: self.processes, still_us, notes: self.notes })
     }
 
     /// In a restored copy: ends what was frozen, and leaves the groups as they were before.

@@ -145,21 +145,21 @@ impl Agent {
 
     /// Lets what stands still run on, if anything does and if this is no restored copy.
     fn run_on(&mut self, why: &str) {
-        if let Some(notes) = self.release() {
+        if let Some(done) = self.release() {
             say!("frozen processes run on: {why}");
-            for problem in &notes {
+            for problem in &done.notes {
                 say!("{problem}");
             }
         }
     }
 
     /// The same without a word in the log, which somebody would have to wait for.
-    fn release(&mut self) -> Option<Vec<String>> {
+    fn release(&mut self) -> Option<Done> {
         let still = self.still.take()?;
         match still.thaw() {
-            Ok(notes) => {
+            Ok(done) => {
                 self.watchdog.done();
-                Some(notes)
+                Some(done)
             }
             Err(still) => {
                 self.still = Some(*still);
@@ -282,7 +282,7 @@ impl Agent {
                 } else if !ask.restart.is_empty() {
                     note(&mut notes, "the guest's owner does not allow to restart services");
                 }
-                let done = Done { processes: still.processes, notes };
+                let done = Done { processes: still.processes, notes, ..Done::default() };
                 self.still = Some(still);
                 Answer::Done(done)
             }
@@ -299,7 +299,7 @@ impl Agent {
             return refused(Reason::Late, "Nothing stands still: the time was over");
         }
         match self.release() {
-            Some(notes) => Answer::Done(Done { processes: 0, notes }),
+            Some(done) => Answer::Done(done),
             None => refused(Reason::Order, "This guest was restored"),
         }
     }

@@ -244,7 +244,11 @@ fn lie(ask: &Envelope<Ask>) -> Vec<u8> {
             may: vec![Capability::Calm],
             generation: Generation { pid: 1, address: 0xffff_8880_0000_1000, nonce: Nonce::from([7; 16]) },
         },
-        _ => Answer::Done(Done { processes: u32::MAX, notes: vec!["\x1b[2J".to_owned()] }),
+        _ => Answer::Done(Done {
+            processes: u32::MAX,
+            still_us: Some(u64::MAX),
+            notes: vec!["\x1b[2J".to_owned()],
+        }),
     };
     encode(&Envelope { session: ask.session, id: ask.id, body }).expect("a frame")
 }

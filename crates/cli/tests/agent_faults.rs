@@ -42,7 +42,7 @@ impl Fault {
             (Self::Killed | Self::Hangs, _) => return Then::PassOn,
             (Self::CutOff, _) => return Then::CutOff,
             (Self::Lies, Ask::Hello { versions }) => hello(*versions),
-            (Self::Lies, _) => Answer::Done(Done { processes: 1, notes: vec![] }),
+            (Self::Lies, _) => Answer::Done(Done { processes: 1, ..Done::default() }),
             (Self::OtherVersion, Ask::Hello { .. }) => hello(Versions { from: 9, to: 9 }),
             (Self::OtherVersion, _) => refused(Reason::NotUnderstood),
         };

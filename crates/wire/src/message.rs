@@ -298,6 +298,9 @@ pub enum Answer {
 pub struct Done {
     /// Of how many processes.
     pub processes: u32,
+    /// To [`Ask::Thaw`]: how long they stood still by the guest's clock, which stands while the VM does; in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_us: Option<u64>,
     /// What was not done, or only in part; in words.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -372,7 +375,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&ask).unwrap(), text);
         assert_eq!(serde_json::from_str::<Envelope<Ask>>(text).unwrap(), ask);
         let answer = r#"{"session":1,"id":2,"answer":"done","processes":1,"of a newer agent":[]}"#;
-        let done = Answer::Done(Done { processes: 1, notes: vec![] });
+        let done = Answer::Done(Done { processes: 1, ..Done::default() });
         assert_eq!(serde_json::from_str::<Envelope<Answer>>(answer).unwrap().body, done);
     }
 

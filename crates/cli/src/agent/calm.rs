@@ -56,7 +56,7 @@ pub(crate) struct AgentReport {
     pub(crate) calm: bool,
     /// How many processes stood still.
     pub(crate) processes: u32,
-    /// For how long, in milliseconds; from the question to the answer.
+    /// For how long, in milliseconds: the pause and what the agent counted beside it, at most from the question to the answer.
     pub(crate) calm_ms: f64,
     /// What was not as it should be, in words.
     pub(crate) notes: Vec<String>,
@@ -223,13 +223,20 @@ impl SaveAgent {
         }));
     }
 
-    /// Waits until the processes run on.
-    pub(crate) fn thawed(&mut self) {
+    /// Waits until the processes run on. The pause is not known if there were several.
+    pub(crate) fn thawed(&mut self, pause: Option<Duration>) {
         self.thaw();
         let (Some(thawing), Some(begin)) = (self.thawing.take(), self.frozen.take()) else { return };
         let Ok((client, answer, end)) = thawing.join() else { return };
         self.client = Some(client);
-        self.report.calm_ms = end.saturating_duration_since(begin).as_secs_f64() * 1000.0;
+        let by_agent = match &answer {
+            Ok(Answer::Done(done)) => done.still_us.map(Duration::from_micros),
+            _ => None,
+        };
+        let most = end.saturating_duration_since(begin);
+        let counted = by_agent.zip(pause).map(|(still, pause)| still.saturating_add(pause));
+        self.report.calm_ms = counted.map_or(most, |counted| counted.min(most)).as_secs_f64() * 1000.0;
+        tracing::debug!(?most, ?by_agent, ?pause, "the processes run on");
         match answer {
             Ok(Answer::Done(done)) => self.report.notes.extend(done.notes),
             Ok(_) => self.report.notes.push(AgentError::OtherAnswer.to_string()),

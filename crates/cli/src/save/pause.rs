@@ -138,8 +138,9 @@ fn look(
             }
         }
         let resumed = resumed.unwrap_or_else(Instant::now);
-        if result.is_ok() {
-            agent.thawed(); // before work begins that would keep the guest waiting
+        if let Ok(copied) = &result {
+            let pause = resumed.saturating_duration_since(copied.stopped);
+            agent.thawed((looks == 1).then_some(pause)); // before work begins that would keep the guest waiting
         }
         let result = result.and_then(|mut copied| {
             writer.end_pause(&copied.outcome.plan)?;
