@@ -9,14 +9,14 @@ mod port;
 #[path = "support/relay.rs"]
 mod relay;
 
-use elision_testbed::{Guest, Spawn, Status, pages};
+use elision_testbed::{Endpoints, Guest, GuestOptions, RamMode, Spawn, Status, pages};
 use elision_wire::{Answer, Ask, Done, Envelope, Reason, Versions, encode};
 use port::{LOG, Port, options, start};
 use relay::{Relay, Then};
 use serde_json::Value;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use support::{Images, Window, runs, save, sh, words};
+use support::{Images, Window, elision, runs, save, sh, words};
 
 /// How long the guest's owner lets processes stand still.
 const LONGEST_CALM: Duration = Duration::from_secs(12);
@@ -175,6 +175,47 @@ fn is_frozen(guest: &mut Guest) -> bool {
     said.output.trim() == "1"
 }
 
+/// Restores an image beside an agent that answers with what `fault` says to all but the hello: the command fails, as it was
+/// told which agent to ask, and the VM runs.
+fn restored_beside(base: &GuestOptions, image: &Path, fault: Fault) {
+    let folder = GuestOptions::new_folder().expect("a folder");
+    let socket = folder.join("false");
+    let answer = move |ask: &Envelope<Ask>| match (&ask.body, fault.then(ask)) {
+        (Ask::Hello { versions }, _) if fault != Fault::OtherVersion => {
+            let body = hello(*versions);
+            Some(encode(&Envelope { session: ask.session, id: ask.id, body }).expect("a frame"))
+        }
+        (_, Then::Answer(bytes)) => Some(bytes),
+        (_, Then::PassOn) => Some(Vec::new()), // silence
+        (_, Then::CutOff) => None,
+    };
+    port::false_agent(&socket, answer);
+    let options = base.clone().ram(RamMode::Plain);
+    let mut command = elision();
+    command.arg("restore").arg(image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket());
+    command.arg("--agent").arg(&socket).arg("--").args(options.command_in(&folder).expect("a command"));
+    let output = command.output().expect("elision starts");
+    assert_eq!(output.status.code(), Some(4), "{fault:?}: {}", words(&output));
+    assert!(words(&output).contains("not put the restored guest in order"), "{fault:?}: {}", words(&output));
+    let mut clone = options.attach(&folder).expect("the restored guest answers");
+    let before = clone.control().clock().expect("a clock");
+    assert!(before < clone.control().clock().expect("a clock"), "{fault:?}: the VM does not run");
+}
+
+#[test]
+fn a_fault_after_a_restore_is_said_and_the_vm_runs() {
+    let base = options("6.12");
+    let mut guest = base.boot().expect("the guest boots");
+    guest.control().spawn(&Spawn::new("spin", "heap", "spin").cgroup("vault")).expect("a process");
+    let images = Images::new();
+    let image = images.path("image");
+    support::json(&mut save(&guest, &image, &["cgroup=/vault"]));
+    drop(guest);
+    let faults = [Fault::OtherVersion, Fault::Lies, Fault::CutOff, Fault::Hangs];
+    let some = if pages::in_full() { faults.len() } else { 2 };
+    faults.into_iter().take(some).for_each(|fault| restored_beside(&base, &image, fault));
+}
+
 #[test]
 fn a_fault_at_each_message_is_no_harm() {
     let mut scene = Scene::new();
@@ -188,7 +229,7 @@ fn a_fault_at_each_message_is_no_harm() {
         scene.play("hello", Fault::OtherVersion, "require");
         scene.play("freeze", Fault::Killed, "require");
         scene.play("freeze", Fault::Lies, "use");
-        scene.play("thaw", Fault::Killed, "require");
+        scene.play("thaw", Fault::CutOff, "require");
         scene.play("thaw", Fault::Lies, "use");
     }
     println!("{}", sh(&mut scene.guest, &format!("tail -n 5 {LOG}")));
