@@ -28,6 +28,8 @@ const CHILD: &str = "elision-calm";
 const ROUNDS: u32 = 20;
 /// Between two looks whether all stands still.
 const BREAK: Duration = Duration::from_millis(1);
+/// For those that are ending: they count no more, but are on a processor yet, and the agent goes before them.
+const SETTLE: Duration = Duration::from_millis(1);
 /// How long what a restored copy does not keep may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -192,6 +194,7 @@ impl Stillness {
             processes += group.all_processes()?.len();
         }
         self.processes = u32::try_from(processes).unwrap_or(u32::MAX);
+        std::thread::sleep(SETTLE);
         Ok(())
     }
 

@@ -16,6 +16,8 @@ use serde_json::Value;
 use support::modules::{load, put};
 use support::{Images, restore, save, sh, words};
 
+/// The processes stand still for less than so many times as long as the VM, in the middle.
+const RATIO: f64 = 1.5;
 const PROGRAM: &str = "/usr/sbin/elision-agent";
 
 /// The agent as systemd starts it, but without udev, which the guest does not have.
@@ -53,11 +55,12 @@ fn many_saves_in_a_row_without_a_second_look() {
     }
 
     let image = images.path("image");
-    let (mut refused, mut repaused, mut ratios) = (0, 0, Vec::new());
+    let (mut refused, mut repaused, mut ratios, mut pauses) = (0, 0, Vec::new(), Vec::new());
     for round in 0..saves {
         let _ = std::fs::remove_dir_all(&image);
         let mut command = save(&guest, &image, &["container=vault", "unit=churn"]);
-        let output = command.args(["--agent-policy", "require", "--json"]).output().expect("elision starts");
+        let output =
+            command.args(["--agent-policy", "require", "--json", "-vv"]).output().expect("elision starts");
         if !output.status.success() {
             println!("round {round}: {}", words(&output));
             refused += 1;
@@ -66,16 +69,37 @@ fn many_saves_in_a_row_without_a_second_look() {
         let saved: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let ms = |value: &Value| value.as_f64().expect("a time");
         repaused += saved["looks"].as_u64().expect("a number") - 1;
+        pauses.push(ms(&saved["pause_ms"]));
         ratios.push(ms(&saved["agent"]["calm_ms"]) / ms(&saved["pause_ms"]));
         if saved["looks"] != 1 || round % 20 == 0 {
             println!("{round}: {} looks, pause {}, {}", saved["looks"], saved["pause_ms"], saved["agent"]);
+            println!("{}", String::from_utf8_lossy(&output.stderr));
         }
     }
     ratios.sort_by(f64::total_cmp);
+    pauses.sort_by(f64::total_cmp);
+    let longer = ratios.iter().filter(|ratio| **ratio >= RATIO).count();
     let (median, most) = (ratios[ratios.len() / 2], ratios[ratios.len() - 1]);
-    println!(
-        "{saves} saves: {refused} refused, {repaused} more looks; frozen / pause: median {median:.2}, most {most:.2}"
-    );
+    let lines = [
+        "| saves in a row | refused | with a second look | median pause, ms | frozen / pause, median | 90 % | most | saves from 1.5 |",
+        "|---|---|---|---|---|---|---|---|",
+        &format!(
+            "| {saves} | {refused} | {repaused} | {:.0} | {median:.2} | {:.2} | {most:.2} | {longer} |",
+            pauses[pauses.len() / 2],
+            ratios[ratios.len() * 9 / 10],
+        ),
+        "",
+        "Debian with systemd, Linux 6.12, 2 vCPUs, 1 GiB: a container that spins, sleeps, has 50 threads and 8 children, and a service",
+        "that writes, syncs and forks without rest, both left out. The time frozen is the pause and what the agent",
+        "counted beside it by the guest's clock.",
+    ];
+    println!("{}", lines.join("\n"));
+    pages::write_result(
+        "calm-saves",
+        "Saves of a busy container that stands still",
+        &lines.map(str::to_owned),
+    )
+    .expect("the page is written");
 
     // The source is unharmed, also where a part of a unit was moved.
     let half = support::json(
@@ -103,6 +127,9 @@ fn many_saves_in_a_row_without_a_second_look() {
     sh(&mut restored, "systemctl reset-failed churn");
     sh(&mut restored, CHURN);
     sh(&mut restored, "sleep 1; systemctl is-active churn elision-agent");
-    assert_eq!((refused, repaused), (0, 0));
+    // A processor can be met on its way into the kernel, whoever is on it; the VM runs on for a moment then.
+    assert_eq!(refused, 0);
+    assert!(repaused <= u64::from(saves / 100), "{repaused} second looks");
+    assert!(median < RATIO, "frozen / pause: {median:.2}");
     assert_eq!(restored.console_problems(), Vec::<String>::new());
 }
