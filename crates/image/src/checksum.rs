@@ -25,10 +25,23 @@ pub(crate) const MAX_CHUNKS: u64 = 4096;
 const BUFFER: usize = 256 << 10;
 static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
+/// The same of a compressed file: a restore on demand unpacks a chunk for each page that it is the first to need.
+pub(crate) const MIN_CHUNK_PACKED: u64 = 256 << 10;
+/// 4 MiB in the manifest.
+pub(crate) const MAX_CHUNKS_PACKED: u64 = 65536;
+
 /// Chunk length for a file of `len` bytes.
 pub(crate) fn chunk_bytes(len: u64) -> u64 {
-    let mut chunk = MIN_CHUNK;
-    while len.div_ceil(chunk) > MAX_CHUNKS {
+    doubled(MIN_CHUNK, MAX_CHUNKS, len)
+}
+
+/// Chunk length for a compressed file of `len` bytes unpacked.
+pub(crate) fn chunk_bytes_packed(len: u64) -> u64 {
+    doubled(MIN_CHUNK_PACKED, MAX_CHUNKS_PACKED, len)
+}
+
+fn doubled(mut chunk: u64, most: u64, len: u64) -> u64 {
+    while len.div_ceil(chunk) > most {
         chunk *= 2;
     }
     chunk

@@ -25,6 +25,7 @@ mod merge;
 mod packed;
 mod partial;
 mod precopy;
+mod ram_reader;
 mod ram_writer;
 mod ranges;
 mod reader;
@@ -44,6 +45,7 @@ pub use manifest::{
 pub use merge::merge;
 pub use partial::{partial_path, remove_image, remove_stale, remove_unfinished};
 pub use precopy::Precopy;
+pub use ram_reader::RamReader;
 pub use ram_writer::RamStats;
 pub use reader::Image;
 pub use stream_writer::StreamWriter;

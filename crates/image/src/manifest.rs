@@ -5,7 +5,7 @@
 //!
 //! Limits: 16 MiB; the RAM layout is checked when it is parsed.
 
-use crate::checksum::{MAX_CHUNKS, MIN_CHUNK};
+use crate::checksum::{MAX_CHUNKS, MAX_CHUNKS_PACKED, MIN_CHUNK, MIN_CHUNK_PACKED};
 use elision_memory::{PAGE_SIZE, RamBlock, RamLayout};
 use elision_plan::PlanSummary;
 use serde::{Deserialize, Serialize};
@@ -215,8 +215,12 @@ pub struct RamFile {
 impl RamFile {
     /// The chunk hashes, if their number fits the length and chunk length.
     pub(crate) fn chunk_hashes(&self) -> Option<Vec<blake3::Hash>> {
-        let size_ok = self.chunk_bytes.is_power_of_two() && self.chunk_bytes >= MIN_CHUNK;
-        if !size_ok || self.bytes.div_ceil(self.chunk_bytes) > MAX_CHUNKS || !self.chunks.is_ascii() {
+        let (least, most) = match self.packed_bytes {
+            Some(_) => (MIN_CHUNK_PACKED, MAX_CHUNKS_PACKED),
+            None => (MIN_CHUNK, MAX_CHUNKS),
+        };
+        let size_ok = self.chunk_bytes.is_power_of_two() && self.chunk_bytes >= least;
+        if !size_ok || self.bytes.div_ceil(self.chunk_bytes) > most || !self.chunks.is_ascii() {
             return None;
         }
         let count = self.bytes.div_ceil(self.chunk_bytes);

@@ -21,6 +21,8 @@ use zstd::zstd_safe::compress_bound;
 
 const SKIPPABLE: u32 = 0x184D_2A5E;
 const SEEKABLE: u32 = 0x8F92_EAB1;
+/// What a thread packs at a time, if chunks are small.
+const BATCH: u64 = 4 << 20;
 /// A row: two lengths.
 const ROW: usize = 8;
 /// What stands before the rows, and after them: number of frames, flags, [`SEEKABLE`].
@@ -58,7 +60,7 @@ pub(crate) fn pack(
             Ok((blake3::hash(plain), compressor.compress(plain)?, bytes))
         };
     let count = len.div_ceil(chunk);
-    let batch = 4 * rayon::current_num_threads() as u64;
+    let batch = 4 * rayon::current_num_threads() as u64 * (BATCH / chunk).max(1);
     let (mut hashes, mut table) = (Vec::new(), Table::default());
     for start in (0..count).step_by(size(batch)?) {
         let frames: Vec<_> = (start..(start + batch).min(count))
@@ -100,7 +102,7 @@ impl Table {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes(); // at most 4096 chunks
+        let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes(); // the number of chunks is bounded
         let (len, frames) = (word(self.rows.len() + FOOT), word(self.rows.len() / ROW));
         [&SKIPPABLE.to_le_bytes()[..], &len, &self.rows, &frames, &[0], &SEEKABLE.to_le_bytes()].concat()
     }
@@ -154,25 +156,38 @@ impl Packed {
         &self,
         take: impl Fn(u64, io::Result<&[u8]>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let frames = (0..self.frames.len()).into_par_iter().zip(&self.frames);
-        frames.try_for_each_init(
+        (0..self.frames.len() as u64).into_par_iter().try_for_each_init(
             || (Decompressor::new(), Vec::new(), Vec::new()),
-            |(decompressor, packed, plain), (i, frame)| {
-                let i = i as u64;
-                let bytes = self.chunk.min(self.len - i * self.chunk);
-                plain.resize(size(bytes)?, 0);
-                packed.resize(size(frame.end - frame.start)?, 0);
-                let unpacked = self.file.read_exact_at(packed, frame.start).and_then(|()| {
-                    let decompressor = decompressor.as_mut().map_err(|e| io::Error::from(e.kind()))?;
-                    let n = decompressor.decompress_to_buffer(packed.as_slice(), plain.as_mut_slice());
-                    match n {
-                        Ok(n) if n == plain.len() => Ok(plain.as_slice()),
-                        _ => Err(io::ErrorKind::InvalidData.into()),
-                    }
-                });
-                take(i, unpacked)
+            |(decompressor, packed, plain), i| {
+                plain.resize(size(self.chunk.min(self.len - i * self.chunk))?, 0);
+                let unpacked = decompressor
+                    .as_mut()
+                    .map_err(|e| io::Error::from(e.kind()))
+                    .and_then(|decompressor| self.unpack_with(decompressor, packed, i, plain));
+                take(i, unpacked.map(|()| plain.as_slice()))
             },
         )
+    }
+
+    /// Unpacks one chunk; `plain` has its length.
+    pub(crate) fn unpack_chunk(&self, chunk: u64, plain: &mut [u8]) -> io::Result<()> {
+        self.unpack_with(&mut Decompressor::new()?, &mut Vec::new(), chunk, plain)
+    }
+
+    fn unpack_with(
+        &self,
+        decompressor: &mut Decompressor<'_>,
+        packed: &mut Vec<u8>,
+        chunk: u64,
+        plain: &mut [u8],
+    ) -> io::Result<()> {
+        let frame = self.frames.get(size(chunk)?).ok_or(io::ErrorKind::InvalidInput)?;
+        packed.resize(size(frame.end - frame.start)?, 0);
+        self.file.read_exact_at(packed, frame.start)?;
+        match decompressor.decompress_to_buffer(packed.as_slice(), plain) {
+            Ok(n) if n == plain.len() => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// Unpacks each chunk, and gives the pages of it that are not zero to `put`, with their offset in the RAM file.

@@ -450,7 +450,7 @@ impl ImageWriter {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<RamFile, ImageError> {
         let RamImage { written, copy, .. } = image;
-        let chunk = checksum::chunk_bytes(copy.file_len());
+        let chunk = checksum::chunk_bytes_packed(copy.file_len());
         let mut file = self.new_file(RAM_PACKED)?;
         let chunks = packed::pack(copy, &written.data, chunk, level, &mut file, progress)
             .map_err(|e| self.failed("write", RAM_PACKED, e).or_full(written.stats.written))?;

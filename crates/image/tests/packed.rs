@@ -3,10 +3,10 @@
 mod common;
 
 use common::*;
-use elision_image::{FORMAT, FORMAT_PACKED, Image, ImageError, ImageWriter, Manifest, Problem};
+use elision_image::{FORMAT, FORMAT_PACKED, Image, ImageError, ImageWriter, Manifest, Problem, RamReader};
 use elision_memory::{FileOffset, Ram};
 use std::fs::{self, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -33,7 +33,6 @@ fn it_holds_the_same_memory_in_less_room() {
     for level in [1, 19] {
         let after = save_packed(&packed, level);
         assert_eq!((before.format, after.format), (FORMAT, FORMAT_PACKED));
-        assert_eq!(before.files.ram.chunks, after.files.ram.chunks);
         assert!(after.files.ram.stored_bytes < before.files.ram.stored_bytes / 10, "{after:?}");
         let mut names: Vec<_> = fs::read_dir(&packed).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
@@ -66,11 +65,13 @@ fn damage_is_named_and_never_unpacked() {
         fs::write(&path, bytes).unwrap();
         Image::open(&target).unwrap()
     };
-    // The first frame holds data, and its checksum ends it.
-    for at in [20, 400] {
+    // The first two frames hold data.
+    for (at, chunk) in [(20, 0), (400, 256 << 10)] {
         let image = flip(at);
         let problems = image.verify(&|_| ()).unwrap();
-        assert!(matches!(problems[..], [Problem::RamChunk { offset: FileOffset(0), .. }]), "{problems:?}");
+        let is_named =
+            matches!(problems[..], [Problem::RamChunk { offset, .. }] if offset == FileOffset(chunk));
+        assert!(is_named, "byte {at}: {problems:?}");
         assert!(matches!(image.ram().unwrap_err(), ImageError::Damaged(_)));
     }
     let image = flip(whole.len() - 1);
@@ -99,4 +100,35 @@ fn a_manifest_that_names_both_or_neither_is_refused() {
     }
     fs::write(&path, text.replace("\"format\": 3", "\"format\": 4")).unwrap();
     assert!(matches!(Image::open(&target).unwrap_err(), ImageError::Format { found: 4, .. }));
+}
+
+#[test]
+fn each_chunk_is_read_alone_and_only_as_it_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, packed) = (dir.path().join("plain"), dir.path().join("packed"));
+    save(&plain, &Ram::shared(&source(), layout()).unwrap(), &plan(), 2);
+    save_packed(&packed, 1);
+    let expected = bytes(&Image::open(&plain).unwrap().ram().unwrap());
+    let mut chunk = Vec::new();
+    for target in [&plain, &packed] {
+        let reader = RamReader::open(&Image::open(target).unwrap()).unwrap();
+        let mut found = Vec::new();
+        for i in 0..reader.chunks() {
+            reader.read_chunk(i, &mut chunk).unwrap();
+            assert!(!reader.is_zero(i) || chunk.iter().all(|byte| *byte == 0));
+            found.extend_from_slice(&chunk);
+        }
+        assert!(found == expected, "{}", target.display());
+        let end = reader.read_chunk(reader.chunks(), &mut chunk).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::InvalidInput);
+    }
+    // The plain file has no checksums of its own: those of the manifest count.
+    for (target, file, at) in [(&plain, "ram.img", 0), (&packed, "ram.zst", 20)] {
+        let file = OpenOptions::new().read(true).write(true).open(target.join(file)).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        let reader = RamReader::open(&Image::open(target).unwrap()).unwrap();
+        assert_eq!(reader.read_chunk(0, &mut chunk).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
 }
