@@ -52,6 +52,8 @@ pub(crate) enum Verb {
     Generate(GenerateArgs),
     #[command(hide = true)]
     Guard(GuardArgs),
+    #[command(hide = true)]
+    Serve(ServeArgs),
 }
 
 /// Start a VM so that it can be saved well.
@@ -204,6 +206,17 @@ pub(crate) struct RestoreArgs {
     /// Leave the VM paused.
     #[arg(long)]
     pub(crate) paused: bool,
+    /// Unpack a compressed image to memory before the VM starts, instead of each part when it is needed.
+    ///
+    /// Then the VM needs neither the image nor the process any more that unpacks it.
+    #[arg(long, help_heading = "Memory", conflicts_with_all = ["prefetch", "record"])]
+    pub(crate) load_first: bool,
+    /// Read in the background what earlier restores needed first, or all of it if that was not recorded.
+    #[arg(long, help_heading = "Memory")]
+    pub(crate) prefetch: bool,
+    /// Record in the image what the VM needs within ten seconds, for later restores with --prefetch.
+    #[arg(long, help_heading = "Memory")]
+    pub(crate) record: bool,
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
     /// Give the restored machine this name, by its agent.
@@ -226,7 +239,7 @@ pub(crate) struct RestoreArgs {
 /// List the images in folders, and the VMs that run from them.
 ///
 /// An image that cannot be used is listed with the reason. Of VMs of other users nothing is seen without
-/// privileges, nor of those that were restored from compressed images, which they do not need any more.
+/// privileges, nor of those whose memory was loaded before they started: they do not need the image any more.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
@@ -370,6 +383,19 @@ pub(crate) struct GuardArgs {
     /// The duty, in JSON.
     #[arg(allow_hyphen_values = true)]
     pub(crate) duty: String,
+}
+
+/// Read an image's memory as VMs need it; started by `elision restore` only.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The image.
+    pub(crate) image: PathBuf,
+    /// Read ahead what is needed first.
+    #[arg(long)]
+    pub(crate) prefetch: bool,
+    /// Record what is needed first.
+    #[arg(long)]
+    pub(crate) record: bool,
 }
 
 #[cfg(test)]

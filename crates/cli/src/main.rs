@@ -8,6 +8,7 @@ mod args;
 mod choices;
 mod exit;
 mod failure;
+mod guest_memory;
 mod harden;
 mod in_use;
 mod named;
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
     };
     if let Verb::Guard(args) = &cli.verb {
         return verbs::guard::run(args); // it wants a process in which nothing has begun yet
+    }
+    if let Verb::Serve(args) = &cli.verb {
+        return verbs::serve::run(args); // what it says goes to the process that has started it
     }
     log_to_stderr(cli.verbose);
     match dispatch(&cli) {
@@ -69,7 +73,7 @@ fn dispatch(cli: &Cli) -> Result<Exit, Failure> {
         Verb::Audit(args) => verbs::audit::run(args, out),
         Verb::Policy(args) => verbs::policy::run(args, out),
         Verb::Generate(args) => verbs::generate::run(args, out),
-        Verb::Guard(_) => Ok(Exit::Done), // has its own way out of `main`
+        Verb::Guard(_) | Verb::Serve(_) => Ok(Exit::Done), // have their own way out of `main`
     }
 }
 

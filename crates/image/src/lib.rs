@@ -8,6 +8,7 @@
 //!   state.bin              device state: a QEMU migration stream without RAM
 //!   exclusions.bin         what was left out and changed, why, and for whom      (exclusions.rs)
 //!   inherited.zst          what it does not hold itself, if it builds on another   (link.rs)
+//!   working-set.bin        the parts that a restored VM needs first, if recorded  (working_set.rs)
 //! .IMAGE.elision-partial/  the same while it is being written, under a lock      (partial.rs)
 //! ```
 //! A hole of `ram.img` is a page that was dropped, that was zero, or that is no RAM. The file can be
@@ -34,6 +35,7 @@ mod stream_writer;
 mod target;
 mod tasks;
 mod verify;
+mod working_set;
 mod writer;
 
 pub use error::ImageError;
@@ -64,6 +66,9 @@ pub const STATE: &str = "state.bin";
 pub const INHERITED: &str = "inherited.zst";
 /// Name of the exclusion map inside an image.
 pub const EXCLUSIONS: &str = "exclusions.bin";
+
+/// Name of the working set inside an image, where one was recorded.
+pub const WORKING_SET: &str = "working-set.bin";
 
 /// Most bytes of a manifest that are read.
 const MANIFEST_BYTES: u64 = 16 << 20;

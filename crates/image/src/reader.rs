@@ -136,6 +136,11 @@ impl Image {
         Ok(memory)
     }
 
+    /// Checks what can be checked of the RAM file without reading its chunks.
+    pub fn check_ram(&self) -> Result<(), ImageError> {
+        if self.is_packed() { self.packed().map(drop) } else { self.open_ram().map(drop) }
+    }
+
     /// The file that holds RAM, and its length.
     fn ram_file(&self) -> (&'static str, u64) {
         let ram = &self.manifest.files.ram;

@@ -132,3 +132,29 @@ fn each_chunk_is_read_alone_and_only_as_it_was_written() {
         assert_eq!(reader.read_chunk(0, &mut chunk).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }
+
+#[test]
+fn a_working_set_is_kept_if_it_fits_the_image_and_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("image");
+    save_packed(&target, 1);
+    let image = Image::open(&target).unwrap();
+    assert_eq!(image.working_set().unwrap(), None);
+    image.record_working_set(&[1, 0]).unwrap();
+    assert_eq!(image.working_set().unwrap(), Some(vec![1, 0]));
+    assert_eq!(Image::open(&target).unwrap().verify(&|_| ()).unwrap(), []);
+    let path = target.join("working-set.bin");
+    let whole = fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        let mut wrong = whole.clone();
+        wrong[at] ^= 0x81;
+        fs::write(&path, wrong).unwrap();
+        assert_eq!(image.working_set().unwrap(), None, "byte {at}");
+    }
+    for len in 0..whole.len() {
+        fs::write(&path, &whole[..len]).unwrap();
+        assert_eq!(image.working_set().unwrap(), None, "{len} bytes");
+    }
+    elision_image::remove_image(&target).unwrap();
+    assert!(!target.exists());
+}

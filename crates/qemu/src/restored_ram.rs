@@ -33,11 +33,12 @@ impl RestoredRam {
         Self::of(program, ram, blocks, false)
     }
 
-    /// The same of a file without a name that the VM has for itself.
-    pub fn unpacked(program: &str, ram: File, blocks: &[RamBlock]) -> Result<Self> {
-        rustix::io::fcntl_setfd(&ram, rustix::io::FdFlags::empty())
-            .map_err(QemuError::os("hand memory on to QEMU"))?;
-        let mut restored = Self::of(program, &inherited(&ram), blocks, true)?;
+    /// The same of a file that QEMU inherits. If the VM is the only one that uses it, it `may_write` to it.
+    pub fn inherited(program: &str, ram: &File, blocks: &[RamBlock], may_write: bool) -> Result<Self> {
+        let handing_on = "hand memory on to QEMU";
+        let ram = ram.try_clone().map_err(QemuError::io(handing_on))?;
+        rustix::io::fcntl_setfd(&ram, rustix::io::FdFlags::empty()).map_err(QemuError::os(handing_on))?;
+        let mut restored = Self::of(program, &inherited(&ram), blocks, may_write)?;
         restored.inherited.push(ram);
         Ok(restored)
     }

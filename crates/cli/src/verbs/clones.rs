@@ -11,6 +11,7 @@ use super::restore::{RestoredVm, one};
 use crate::args::RestoreArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::guest_memory::{GuestMemory, Wishes};
 use crate::in_use::written;
 use crate::output::{Output, table};
 use crate::text::{count, printable};
@@ -37,6 +38,7 @@ struct Clones {
 pub(super) fn run(
     args: &RestoreArgs,
     image: &Image,
+    wishes: Wishes,
     number: u16,
     begin: Instant,
     out: &mut Output,
@@ -46,11 +48,12 @@ pub(super) fn run(
         None => beside(&args.image),
     };
     let folder = std::path::absolute(&folder).map_err(|e| Failure::io("find", &folder, &e))?;
+    let memory = GuestMemory::of(image, wishes)?;
     create(&folder).map_err(|e| e.with_help("Give a folder that does not exist yet by --folder FOLDER"))?;
     let bar = out.progress("starting clones", number.into());
     let mut clones = Vec::new();
     for n in 1..=number {
-        let started = clone(args, image, &folder.join(n.to_string()));
+        let started = clone(args, image, &memory, &folder.join(n.to_string()));
         let in_order = started.and_then(|vm| {
             clones.push(vm);
             clones.last_mut().map_or(Ok(()), |vm| vm.put_in_order(args, image))
@@ -79,7 +82,12 @@ fn create(folder: &Path) -> Result<(), Failure> {
     DirBuilder::new().mode(0o700).create(folder).map_err(|e| Failure::io("create", folder, &e))
 }
 
-fn clone(args: &RestoreArgs, image: &Image, folder: &Path) -> Result<RestoredVm, Failure> {
+fn clone(
+    args: &RestoreArgs,
+    image: &Image,
+    memory: &GuestMemory,
+    folder: &Path,
+) -> Result<RestoredVm, Failure> {
     let begin = Instant::now();
     create(folder)?;
     let recorded = &image.manifest().vmm.command;
@@ -87,7 +95,7 @@ fn clone(args: &RestoreArgs, image: &Image, folder: &Path) -> Result<RestoredVm,
     let (command, overlays) = for_clone(command, folder)?;
     refuse_changing(&overlays)?;
     overlays.iter().try_for_each(Overlay::create)?;
-    one(args, image, &command, &folder.join("qmp.sock"), begin)
+    one(args, image, (memory, false), &command, &folder.join("qmp.sock"), begin)
 }
 
 /// A base that another VM writes would change under its overlays.

@@ -13,4 +13,5 @@ pub(crate) mod ps;
 pub(crate) mod restore;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod verify;

@@ -5,15 +5,14 @@ use crate::agent::{self, Order};
 use crate::args::RestoreArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::guest_memory::{GuestMemory, MemoryReport, Wishes};
 use crate::in_use::written_by_others;
 use crate::output::Output;
 use crate::sockets;
 use crate::text::printable;
 use elision_image::Image;
 use elision_plan::EditReason;
-use elision_qemu::{
-    QemuError, RestoreOptions, RestoreRequest, RestoredRam, for_restore, fresh_guid, restore,
-};
+use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, for_restore, fresh_guid, restore};
 use elision_wire::Identity;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -25,6 +24,8 @@ pub(super) struct RestoredVm {
     pub(super) pid: u32,
     pub(super) qmp: PathBuf,
     running: bool,
+    /// How it gets its memory.
+    memory: MemoryReport,
     command: Vec<String>,
     /// From the start of this command, or of this clone, until the VM runs.
     pub(super) total_ms: f64,
@@ -37,8 +38,9 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
     let image = Image::open(&args.image)?;
     // QEMU would notice some kinds of damage, and run with others.
     image.state()?;
+    let wishes = Wishes { load_first: args.load_first, prefetch: args.prefetch, record: args.record };
     if let Some(number) = args.clones {
-        return clones::run(args, &image, number, begin, out);
+        return clones::run(args, &image, wishes, number, begin, out);
     }
     let command = if args.command.is_empty() { &image.manifest().vmm.command } else { &args.command };
     let qmp = match &args.qmp {
@@ -46,7 +48,8 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
         None => sockets::default_path(&socket_name(&args.image))?,
     };
     let bar = out.spinner("restoring");
-    let vm = one(args, &image, command, &qmp, begin);
+    let vm = GuestMemory::of(&image, wishes)
+        .and_then(|memory| one(args, &image, (&memory, true), command, &qmp, begin));
     bar.finish_and_clear();
     let mut vm = vm?;
     vm.put_in_order(args, &image)?;
@@ -58,6 +61,7 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
 pub(super) fn one(
     args: &RestoreArgs,
     image: &Image,
+    (memory, is_only): (&GuestMemory, bool),
     command: &[String],
     qmp: &Path,
     begin: Instant,
@@ -66,11 +70,7 @@ pub(super) fn one(
     let recorded = args.command.is_empty();
     let program = command.first().map(String::as_str).unwrap_or_default();
     let blocks = image.manifest().ram_blocks();
-    let ram = if image.is_mappable() {
-        RestoredRam::new(program, &absolute(&image.ram_path())?, &blocks)
-    } else {
-        RestoredRam::unpacked(program, image.load()?, &blocks)
-    }?;
+    let ram = memory.blocks(program, &blocks, is_only)?;
     let options = RestoreOptions { ram: ram.files(), qmp, guid: &fresh_guid()? };
     let command = for_restore(command, &options)?;
     refuse_clash(&command, image, recorded)?;
@@ -81,7 +81,8 @@ pub(super) fn one(
     let pid = restore(&request).map_err(|e| explained(e, &args.image, recorded))?.child.id();
     let total_ms = begin.elapsed().as_secs_f64() * 1000.0;
     let (image, qmp) = (args.image.clone(), qmp.to_owned());
-    Ok(RestoredVm { image, pid, qmp, running: run, command, total_ms, agent: None })
+    let memory = memory.report();
+    Ok(RestoredVm { image, pid, qmp, running: run, memory, command, total_ms, agent: None })
 }
 
 impl RestoredVm {
@@ -162,6 +163,9 @@ fn human(vm: &RestoredVm) -> String {
     let qmp = printable(&vm.qmp.display().to_string());
     let mut text =
         format!("The VM {state} after {:.0} ms: process {}, QMP socket {qmp}", vm.total_ms, vm.pid);
+    if let Some(problem) = &vm.memory.problem {
+        text.push_str(&format!("\nIts memory was loaded first, as it cannot be served: {}", printable(problem)));
+    }
     for line in vm.agent.iter().flat_map(agent::lines) {
         text.push('\n');
         text.push_str(&printable(&line));
@@ -181,12 +185,14 @@ mod tests {
             pid: 7,
             qmp: "/run/q".into(),
             running: true,
+            memory: MemoryReport { way: "mapped", problem: None },
             command: vec!["qemu".to_owned()],
             total_ms: 1.5,
             agent: None,
         };
         let expected = json!({
-            "image": "web.elision", "pid": 7, "qmp": "/run/q", "running": true, "command": ["qemu"],
+            "image": "web.elision", "pid": 7, "qmp": "/run/q", "running": true,
+            "memory": {"way": "mapped", "problem": null}, "command": ["qemu"],
             "total_ms": 1.5, "agent": null,
         });
         assert_eq!(serde_json::to_value(&vm).unwrap(), expected);

@@ -1,0 +1,187 @@
+//! A file system with one file: the plain RAM file of an image.
+//!
+//! Nothing can be written to it. QEMU opens the file for writing even where it maps it private, so that is allowed.
+
+use elision_image::RamReader;
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyEntry, ReplyLseek, ReplyOpen, Request,
+};
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+const FILE: INodeNo = INodeNo(2);
+/// Nothing ever changes.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+/// Most bytes of unpacked chunks that are kept: the kernel reads less than a chunk at a time.
+const KEPT: u64 = 16 << 20;
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// The chunks that were needed, in the order in which they were.
+#[derive(Debug, Default)]
+pub(crate) struct Needed {
+    seen: BTreeSet<u64>,
+    order: Vec<u64>,
+}
+
+impl Needed {
+    fn add(&mut self, chunk: u64) {
+        if self.seen.insert(chunk) {
+            self.order.push(chunk);
+        }
+    }
+
+    pub(crate) fn order(&self) -> &[u64] {
+        &self.order
+    }
+}
+
+/// The file system.
+#[derive(Debug)]
+pub(crate) struct OneFile {
+    ram: RamReader,
+    name: OsString,
+    recent: Mutex<VecDeque<(u64, Arc<Vec<u8>>)>>,
+    needed: Option<Arc<Mutex<Needed>>>,
+}
+
+impl OneFile {
+    pub(crate) fn new(ram: RamReader, name: OsString, needed: Option<Arc<Mutex<Needed>>>) -> Self {
+        Self { ram, name, recent: Mutex::default(), needed }
+    }
+
+    fn attributes(&self, inode: INodeNo) -> FileAttr {
+        let is_file = inode == FILE;
+        FileAttr {
+            ino: inode,
+            size: if is_file { self.ram.bytes() } else { 0 },
+            blocks: if is_file { self.ram.bytes().div_ceil(512) } else { 0 },
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: if is_file { FileType::RegularFile } else { FileType::Directory },
+            perm: if is_file { 0o600 } else { 0o700 },
+            nlink: 1,
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    fn chunk(&self, i: u64) -> io::Result<Arc<Vec<u8>>> {
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = recent().iter().find(|(chunk, _)| *chunk == i) {
+            return Ok(Arc::clone(bytes));
+        }
+        let mut bytes = Vec::new();
+        self.ram.read_chunk(i, &mut bytes)?;
+        let bytes = Arc::new(bytes);
+        let mut recent = recent();
+        recent.push_front((i, Arc::clone(&bytes)));
+        recent.truncate(usize::try_from(KEPT / self.ram.chunk_bytes()).unwrap_or(1).max(2));
+        Ok(bytes)
+    }
+
+    /// What stands from `offset` on, cut at the end of the file.
+    fn bytes(&self, offset: u64, size: u32) -> io::Result<Vec<u8>> {
+        let (chunk_bytes, end) =
+            (self.ram.chunk_bytes(), offset.saturating_add(size.into()).min(self.ram.bytes()));
+        let mut bytes = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let i = at / chunk_bytes;
+            if let Some(needed) = &self.needed {
+                needed.lock().unwrap_or_else(PoisonError::into_inner).add(i);
+            }
+            let start = i * chunk_bytes;
+            let stop = end.min(start + chunk_bytes);
+            let index = |at: u64| usize::try_from(at - start).map_err(io::Error::other);
+            if self.ram.is_zero(i) {
+                bytes.resize(bytes.len() + usize::try_from(stop - at).map_err(io::Error::other)?, 0);
+            } else {
+                let chunk = self.chunk(i)?;
+                let part = chunk.get(index(at)?..index(stop)?).ok_or(io::ErrorKind::UnexpectedEof)?;
+                bytes.extend_from_slice(part);
+            }
+            at = stop;
+        }
+        Ok(bytes)
+    }
+
+    /// Data and holes by chunks: a chunk that is not known to be zero is data.
+    fn seek(&self, offset: i64, whence: i32) -> Result<i64, Errno> {
+        let end = self.ram.bytes();
+        let offset = u64::try_from(offset).ok().filter(|offset| *offset < end).ok_or(Errno::ENXIO)?;
+        let data = match whence {
+            SEEK_DATA => true,
+            SEEK_HOLE => false,
+            _ => return Err(Errno::EINVAL),
+        };
+        let chunk_bytes = self.ram.chunk_bytes();
+        let found = (offset / chunk_bytes..self.ram.chunks()).find(|i| self.ram.is_zero(*i) != data);
+        let found = match found {
+            Some(i) => offset.max(i * chunk_bytes),
+            None if data => return Err(Errno::ENXIO),
+            None => end,
+        };
+        i64::try_from(found).map_err(|_| Errno::EINVAL)
+    }
+}
+
+impl Filesystem for OneFile {
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if parent == INodeNo::ROOT && name == self.name {
+            reply.entry(&FOREVER, &self.attributes(FILE), Generation(0));
+        } else {
+            reply.error(Errno::ENOENT);
+        }
+    }
+
+    fn getattr(&self, _req: &Request, inode: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&FOREVER, &self.attributes(inode));
+    }
+
+    fn open(&self, _req: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // What one VM has read, the next one finds.
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _inode: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.bytes(offset, size) {
+            Ok(bytes) => reply.data(&bytes),
+            Err(_) => reply.error(Errno::EIO),
+        }
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _inode: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.seek(offset, whence) {
+            Ok(found) => reply.offset(found),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
