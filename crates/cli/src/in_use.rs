@@ -47,8 +47,34 @@ pub(crate) fn written(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     found
 }
 
-/// The processes that have a file open, by their ids. QEMU keeps the file of its RAM open.
-pub(crate) fn users_of(file: &Path) -> Vec<u32> {
+/// The VMs that run from an image's RAM file, by their process ids. QEMU keeps the file of its RAM open: that file, or
+/// the one of a server that has that file open.
+pub(crate) fn vms_of(ram: &Path) -> Vec<u32> {
+    let mut vms = Vec::new();
+    for user in users_of(ram) {
+        let served = users_of_server(user);
+        if served.is_empty() { vms.push(user) } else { vms.extend(served) }
+    }
+    vms
+}
+
+/// The processes that have a server's file open, but for the server itself. The file has no place in the file system, so
+/// it is known by its name; asking for more could make the server answer.
+fn users_of_server(server: u32) -> Vec<u32> {
+    let name = elision_serve::file_name(server);
+    let has_it = |process: &DirEntry| {
+        let folder = process.path().join("fd");
+        let mut links = entries(&folder).filter_map(|fd| fs::read_link(fd.path()).ok());
+        links.any(|link| link.file_name() == Some(&name))
+    };
+    let others = others().filter(|(pid, process)| *pid != server && has_it(process));
+    let mut users: Vec<_> = others.map(|(pid, _)| pid).collect();
+    users.sort_unstable();
+    users
+}
+
+/// The processes that have a file open, by their ids.
+fn users_of(file: &Path) -> Vec<u32> {
     let Some(sought) = identity_of(file) else { return Vec::new() };
     let has_it = |process: &DirEntry| {
         let folder = process.path().join("fd");

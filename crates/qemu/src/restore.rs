@@ -51,6 +51,13 @@ pub struct Restored {
     pub qmp: Qmp,
 }
 
+impl Restored {
+    /// Lets a VM run that was restored paused.
+    pub fn go_on(&mut self) -> Result<()> {
+        go_on(&mut self.qmp)
+    }
+}
+
 /// Starts the VM. Returns when it runs.
 pub fn restore(request: &RestoreRequest<'_>) -> Result<Restored> {
     let state = File::open(request.state)
@@ -116,13 +123,15 @@ fn load(request: &RestoreRequest<'_>, child: &mut Child, state: &File) -> Result
     qmp.execute("migrate-incoming", json!({"uri": format!("fd:{FD_NAME}")}))?;
     wait_loaded(&mut qmp, child)?;
     if request.run {
-        qmp.execute("cont", json!({}))?;
-        let now = run_state(&mut qmp)?;
-        if !now.running {
-            return Err(failed(format!("the VM is {:?} instead of running", now.name)));
-        }
+        go_on(&mut qmp)?;
     }
     Ok(qmp)
+}
+
+fn go_on(qmp: &mut Qmp) -> Result<()> {
+    qmp.execute("cont", json!({}))?;
+    let now = run_state(qmp)?;
+    if now.running { Ok(()) } else { Err(failed(format!("the VM is {:?} instead of running", now.name))) }
 }
 
 fn connect(socket: &Path, child: &mut Child) -> Result<Qmp> {

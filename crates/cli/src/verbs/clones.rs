@@ -16,13 +16,15 @@ use crate::in_use::written;
 use crate::output::{Output, table};
 use crate::text::{count, printable};
 use elision_image::Image;
-use elision_qemu::{Overlay, for_clone};
+use elision_qemu::{Overlay, Restored, for_clone};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 #[derive(Serialize)]
@@ -48,24 +50,36 @@ pub(super) fn run(
         None => beside(&args.image),
     };
     let folder = std::path::absolute(&folder).map_err(|e| Failure::io("find", &folder, &e))?;
+    let recorded = &image.manifest().vmm.command;
+    let command = if args.command.is_empty() { recorded } else { &args.command };
+    refuse_changing(&for_clone(command, &folder)?.1)?;
     let memory = GuestMemory::of(image, wishes)?;
     create(&folder).map_err(|e| e.with_help("Give a folder that does not exist yet by --folder FOLDER"))?;
     let bar = out.progress("starting clones", number.into());
-    let mut clones = Vec::new();
-    for n in 1..=number {
-        let started = clone(args, image, &memory, &folder.join(n.to_string()));
-        let in_order = started.and_then(|vm| {
-            clones.push(vm);
-            clones.last_mut().map_or(Ok(()), |vm| vm.put_in_order(args, image))
-        });
-        if let Err(failure) = in_order {
-            bar.finish_and_clear();
-            end(&clones, &folder);
-            return Err(failure);
-        }
+    // None runs before all are started: they would take the processors from each other.
+    let started = at_once((1..=number).map(|n| folder.join(n.to_string())).collect(), |folder| {
+        let vm = clone(args, image, &memory, command, &folder);
         bar.inc(1);
-    }
+        vm
+    });
     bar.finish_and_clear();
+    let (started, failures): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
+    let started: Vec<_> = started.into_iter().flatten().collect();
+    let pids: Vec<_> = started.iter().map(|(vm, _)| vm.pid).collect();
+    let running = at_once(started, |(mut vm, restored)| {
+        if failures.is_empty() && !args.paused {
+            vm.go_on(restored, begin)?;
+            vm.put_in_order(args, image)?;
+        }
+        Ok(vm)
+    });
+    let failures = failures.into_iter().filter_map(Result::err);
+    let (clones, more): (Vec<_>, Vec<_>) = running.into_iter().partition(Result::is_ok);
+    if let Some(failure) = failures.chain(more.into_iter().filter_map(Result::err)).next() {
+        end(&pids, &folder);
+        return Err(failure);
+    }
+    let clones = clones.into_iter().flatten().collect();
     let total_ms = begin.elapsed().as_secs_f64() * 1000.0;
     out.result(&Clones { image: args.image.clone(), folder, clones, total_ms }, human)?;
     Ok(Exit::Done)
@@ -86,16 +100,40 @@ fn clone(
     args: &RestoreArgs,
     image: &Image,
     memory: &GuestMemory,
+    command: &[String],
     folder: &Path,
-) -> Result<RestoredVm, Failure> {
-    let begin = Instant::now();
+) -> Result<(RestoredVm, Restored), Failure> {
     create(folder)?;
-    let recorded = &image.manifest().vmm.command;
-    let command = if args.command.is_empty() { recorded } else { &args.command };
     let (command, overlays) = for_clone(command, folder)?;
-    refuse_changing(&overlays)?;
     overlays.iter().try_for_each(Overlay::create)?;
-    one(args, image, (memory, false), &command, &folder.join("qmp.sock"), begin)
+    one(args, image, (memory, false), (&command, false), &folder.join("qmp.sock"), Instant::now())
+}
+
+/// Does something with each of `items`, with some of them at the same time, and with none any more when one has
+/// failed. What is done stands in the order of the items.
+fn at_once<I: Send, T: Send>(
+    items: Vec<I>,
+    work: impl Fn(I) -> Result<T, Failure> + Sync,
+) -> Vec<Result<T, Failure>> {
+    let workers = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+    let queue = Mutex::new((items.into_iter().enumerate(), false));
+    let done = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                let next = || {
+                    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                    if queue.1 { None } else { queue.0.next() }
+                };
+                while let Some((i, item)) = next() {
+                    let result = work(item);
+                    queue.lock().unwrap_or_else(PoisonError::into_inner).1 |= result.is_err();
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(i, result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
 }
 
 /// A base that another VM writes would change under its overlays.
@@ -111,11 +149,11 @@ fn refuse_changing(overlays: &[Overlay]) -> Result<(), Failure> {
 }
 
 /// Takes back what was started.
-fn end(clones: &[RestoredVm], folder: &Path) {
-    for vm in clones {
-        let pid = i32::try_from(vm.pid).ok().and_then(Pid::from_raw);
-        if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::KILL)) {
-            tracing::warn!(pid = vm.pid, %error, "cannot end a clone");
+fn end(clones: &[u32], folder: &Path) {
+    for pid in clones {
+        let process = i32::try_from(*pid).ok().and_then(Pid::from_raw);
+        if let Some(Err(error)) = process.map(|process| kill_process(process, Signal::KILL)) {
+            tracing::warn!(pid, %error, "cannot end a clone");
         }
     }
     if let Err(error) = fs::remove_dir_all(folder) {

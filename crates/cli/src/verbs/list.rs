@@ -3,7 +3,7 @@
 use crate::args::ListArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::in_use::users_of;
+use crate::in_use::vms_of;
 use crate::output::{Output, table};
 use crate::summary;
 use crate::text::{printable, size};
@@ -55,7 +55,7 @@ fn images_in(folder: &Path) -> Result<Vec<Row>, Failure> {
             continue;
         }
         let row = match Image::open(&path) {
-            Ok(image) => Row::whole(path, &image, users_of(&image.ram_path())),
+            Ok(image) => Row::whole(path, &image, vms_of(&image.ram_path())),
             Err(error) => Row::broken(path, &error),
         };
         rows.push(row);

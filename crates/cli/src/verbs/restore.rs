@@ -12,7 +12,7 @@ use crate::sockets;
 use crate::text::printable;
 use elision_image::Image;
 use elision_plan::EditReason;
-use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, for_restore, fresh_guid, restore};
+use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, Restored, for_restore, fresh_guid, restore};
 use elision_wire::Identity;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -49,23 +49,23 @@ pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure>
     };
     let bar = out.spinner("restoring");
     let vm = GuestMemory::of(&image, wishes)
-        .and_then(|memory| one(args, &image, (&memory, true), command, &qmp, begin));
+        .and_then(|memory| one(args, &image, (&memory, true), (command, !args.paused), &qmp, begin));
     bar.finish_and_clear();
-    let mut vm = vm?;
+    let (mut vm, _) = vm?;
     vm.put_in_order(args, &image)?;
     out.result(&vm, human)?;
     Ok(Exit::Done)
 }
 
-/// Starts one VM.
+/// Starts one VM; it is to run, or stays paused.
 pub(super) fn one(
     args: &RestoreArgs,
     image: &Image,
     (memory, is_only): (&GuestMemory, bool),
-    command: &[String],
+    (command, run): (&[String], bool),
     qmp: &Path,
     begin: Instant,
-) -> Result<RestoredVm, Failure> {
+) -> Result<(RestoredVm, Restored), Failure> {
     sockets::check_free(qmp)?;
     let recorded = args.command.is_empty();
     let program = command.first().map(String::as_str).unwrap_or_default();
@@ -76,16 +76,24 @@ pub(super) fn one(
     refuse_clash(&command, image, recorded)?;
     let state = image.state_path();
     let log = args.log.as_deref();
-    let run = !args.paused;
     let request = RestoreRequest { command: &command, qmp, state: &state, folder: None, log, run };
-    let pid = restore(&request).map_err(|e| explained(e, &args.image, recorded))?.child.id();
+    let restored = restore(&request).map_err(|e| explained(e, &args.image, recorded))?;
+    let pid = restored.child.id();
     let total_ms = begin.elapsed().as_secs_f64() * 1000.0;
     let (image, qmp) = (args.image.clone(), qmp.to_owned());
     let memory = memory.report();
-    Ok(RestoredVm { image, pid, qmp, running: run, memory, command, total_ms, agent: None })
+    Ok((RestoredVm { image, pid, qmp, running: run, memory, command, total_ms, agent: None }, restored))
 }
 
 impl RestoredVm {
+    /// Lets it run, if it was started paused.
+    pub(super) fn go_on(&mut self, mut restored: Restored, begin: Instant) -> Result<(), Failure> {
+        restored.go_on()?;
+        self.running = true;
+        self.total_ms = begin.elapsed().as_secs_f64() * 1000.0;
+        Ok(())
+    }
+
     /// Lets the guest's agent put it in order. It is expected if it was marked in the image.
     pub(super) fn put_in_order(&mut self, args: &RestoreArgs, image: &Image) -> Result<(), Failure> {
         if self.running {
@@ -164,7 +172,10 @@ fn human(vm: &RestoredVm) -> String {
     let mut text =
         format!("The VM {state} after {:.0} ms: process {}, QMP socket {qmp}", vm.total_ms, vm.pid);
     if let Some(problem) = &vm.memory.problem {
-        text.push_str(&format!("\nIts memory was loaded first, as it cannot be served: {}", printable(problem)));
+        text.push_str(&format!(
+            "\nIts memory was loaded first, as it cannot be served: {}",
+            printable(problem)
+        ));
     }
     for line in vm.agent.iter().flat_map(agent::lines) {
         text.push('\n');

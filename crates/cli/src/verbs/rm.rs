@@ -3,7 +3,7 @@
 use crate::args::RmArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::in_use::users_of;
+use crate::in_use::vms_of;
 use crate::output::Output;
 use crate::text::printable;
 use elision_image::{Image, remove_image};
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &RmArgs, out: &mut Output) -> Result<Exit, Failure> {
 
 fn refuse_used(path: &Path) -> Result<(), Failure> {
     let users = match Image::open(path) {
-        Ok(image) => users_of(&image.ram_path()),
+        Ok(image) => vms_of(&image.ram_path()),
         Err(error @ elision_image::ImageError::NotAnImage(_)) => return Err(error.into()),
         Err(_) => Vec::new(), // nothing runs from a damaged one
     };

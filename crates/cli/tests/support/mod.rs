@@ -68,14 +68,20 @@ pub(crate) fn save_stopped(guest: &Guest, image: &Path, exclude: &[&str]) -> Out
 
 /// Restores an image beside its source and waits until the guest takes requests.
 pub(crate) fn restore(options: &GuestOptions, image: &Path) -> Guest {
+    restore_with(options, image, &[]).0
+}
+
+/// The same with arguments more, and what the restore has said.
+pub(crate) fn restore_with(options: &GuestOptions, image: &Path, more: &[&str]) -> (Guest, Value) {
     let options = options.clone().ram(RamMode::Plain);
     let folder = GuestOptions::new_folder().expect("a folder");
     let mut command = elision();
-    command.arg("restore").arg(image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket());
+    command.arg("restore").arg(image).args(more).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket());
     command.arg("--json").arg("--").args(options.command_in(&folder).expect("a command"));
     let output = command.output().expect("elision starts");
     assert!(output.status.success(), "{command:?} failed: {}", words(&output));
-    options.attach(&folder).expect("the restored guest answers")
+    let guest = options.attach(&folder).expect("the restored guest answers");
+    (guest, serde_json::from_slice(&output.stdout).expect("JSON"))
 }
 
 /// A shell command in the guest that must succeed.
