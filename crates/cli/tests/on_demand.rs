@@ -2,12 +2,12 @@
 
 mod support;
 
-use elision_testbed::{GuestOptions, Spawn};
+use elision_testbed::{GuestOptions, Spawn, pages};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::{Images, copies, elision, json, refuses, restore_with, save};
+use support::{Images, copies, elision, json, refuses, restore_with, save, sh};
 
 /// The process that serves the memory of an image, if there is one.
 fn server_of(image: &Path) -> Option<u64> {
@@ -96,4 +96,103 @@ fn a_vm_whose_server_is_killed_ends_and_does_not_run_with_wrong_memory() {
 fn state(pid: u64) -> char {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     text.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('Z')
+}
+
+/// Saves and restores in turns of a plain and of a compressed image.
+#[derive(Default)]
+struct Series {
+    save: Vec<f64>,
+    stored: Vec<f64>,
+    runs: Vec<f64>,
+    answers: Vec<f64>,
+}
+
+impl Series {
+    fn save(&mut self, command: &mut Command) {
+        let begin = Instant::now();
+        let saved = json(command);
+        self.save.push(begin.elapsed().as_secs_f64() * 1000.0);
+        self.stored.push(saved["ram"]["stored"].as_f64().expect("bytes") / 1_048_576.0);
+    }
+
+    fn restore(&mut self, options: &GuestOptions, image: &Path, arguments: &[&str]) {
+        let begin = Instant::now();
+        let (mut clone, told) = restore_with(options, image, arguments);
+        clone.control().ping().expect("it answers");
+        self.answers.push(begin.elapsed().as_secs_f64() * 1000.0);
+        self.runs.push(told["total_ms"].as_f64().expect("milliseconds"));
+    }
+
+    fn row(&self, fill: &str, way: &str) -> String {
+        let figure = |figures: &[f64]| {
+            if figures.is_empty() { String::new() } else { format!("{:.0}", median(figures)) }
+        };
+        let figures = [&self.save, &self.stored, &self.runs, &self.answers].map(|figures| figure(figures));
+        format!("| {fill} | {way} | {} |", figures.join(" | "))
+    }
+}
+
+fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// Measured only in the long form; `ELISION_PAIRS` says how many.
+#[test]
+fn a_restore_on_demand_is_about_as_fast_as_that_of_a_plain_image() {
+    if !pages::in_full() {
+        return;
+    }
+    let pairs = std::env::var("ELISION_PAIRS").map_or(5, |n| n.parse().expect("a number"));
+    let options = GuestOptions::new("6.1");
+    let mut lines = vec![
+        format!(
+            "A VM with 512 MiB, of which 48 MiB are filled. {pairs} rounds, all ways in turns, medians. *Saved* is the whole \
+             command; *runs* is what `elision restore` tells (`total_ms`), *answers* is until a program in the guest has \
+             answered. Elision was built as for tests.\n"
+        ),
+        "| filled with | image, restored | saved, ms | stored, MiB | runs, ms | answers, ms |".to_owned(),
+        "|---|---|---|---|---|---|".to_owned(),
+    ];
+    for (fill, command) in [
+        ("text (numbers)", "seq 1 6000000 > /tmp/fill"),
+        ("random bytes", "head -c 48M /dev/urandom > /tmp/fill"),
+    ] {
+        let mut guest = options.boot().expect("the guest boots");
+        sh(&mut guest, command);
+        let images = Images::new();
+        let mut series: [Series; 4] = Default::default();
+        for round in 0..pairs {
+            let (plain, packed) =
+                (images.path(&format!("plain-{round}")), images.path(&format!("packed-{round}")));
+            series[0].save(&mut save(&guest, &plain, &[]));
+            series[1].save(save(&guest, &packed, &[]).arg("--compress"));
+        }
+        guest.endpoints().stop().expect("it stops");
+        let (plain, packed) = (images.path("plain-0"), images.path("packed-0"));
+        drop(restore_with(&options, &packed, &["--record"]));
+        within(Duration::from_secs(30), "the working set is recorded", || {
+            packed.join("working-set.bin").exists()
+        });
+        let ways = [&[][..], &[], &["--prefetch"], &["--load-first"]];
+        for round in 0..pairs {
+            for i in (0..ways.len()).map(|i| (i + round) % ways.len()) {
+                series[i].restore(&options, if i == 0 { &plain } else { &packed }, ways[i]);
+            }
+        }
+        for (series, way) in series.iter().zip([
+            "plain",
+            "compressed",
+            "compressed, `--prefetch`",
+            "compressed, `--load-first`",
+        ]) {
+            lines.push(series.row(fill, way));
+        }
+        let ratio = median(&series[1].answers) / median(&series[0].answers);
+        println!("{fill}: {ratio:.2} x the plain image's time to the first answer");
+        assert!(ratio <= 1.5, "{lines:#?}");
+    }
+    println!("{}", lines.join("\n"));
+    pages::write_result("compressed-images", "Compressed images", &lines).expect("the page");
 }
