@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! mapped    a plain image: QEMU maps its file
-//! served    a compressed one: QEMU maps a file whose pages a server unpacks when they are needed
-//! loaded    where that is not possible, or not wanted: unpacked to memory before the VM starts
+//! served    a compressed one, or one that builds on another: QEMU maps a file whose pages a server reads when they are needed
+//! loaded    where that is not possible, or not wanted: read to memory before the VM starts
 //! ```
 
 use crate::failure::Failure;
@@ -48,10 +48,10 @@ impl GuestMemory {
     pub(crate) fn of(image: &Image, wishes: Wishes) -> Result<Self, Failure> {
         let path = image.ram_path();
         let path = std::path::absolute(&path).map_err(|e| Failure::io("find", &path, &e))?;
-        if wishes.load_first && image.is_packed() {
-            return Ok(Source::Loaded(image.unpack()?).into());
+        if wishes.load_first && !image.is_mappable() {
+            return Ok(Source::Loaded(image.load()?).into());
         }
-        if !image.is_packed() && !wishes.record {
+        if image.is_mappable() && !wishes.record {
             if wishes.prefetch {
                 read_ahead_of(image)?;
             }
@@ -63,7 +63,7 @@ impl GuestMemory {
             Ok(served) => return Ok(Source::Served(served).into()),
             Err(error) => error,
         };
-        let source = if image.is_packed() { Source::Loaded(image.unpack()?) } else { Source::Mapped(path) };
+        let source = if image.is_mappable() { Source::Mapped(path) } else { Source::Loaded(image.load()?) };
         Ok(Self { source, problem: Some(error) })
     }
 

@@ -2,14 +2,17 @@
 //!
 //! ```text
 //! chunk 0 | chunk 1 | chunk 2 | ...      of the plain RAM file, `chunk_bytes` each; the last may be shorter
-//! ram.img   read at its offset           ram.zst   unpacked
+//! ram.img   read at its offset           ram.zst   unpacked           of a link: its own pages, and those of its base
 //! ```
-//! A chunk is given only if it has the checksum in the manifest, and one of zeros is not read at all.
+//! A chunk is given only if it has the checksum in the manifest, and one of zeros is not read at all. Those of a link come
+//! from several files and have no checksum as a whole: like a plain image that is mapped they are read as they are.
 
 use crate::checksum::zeros;
 use crate::packed::Packed;
+use crate::ranges::{Runs, common};
 use crate::{Image, ImageError};
 use blake3::Hash;
+use elision_memory::FileOffset;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -28,12 +31,22 @@ pub struct RamReader {
 enum Source {
     Plain(File),
     Packed(Packed),
+    Link { own: File, inherited: Runs, base: Box<RamReader> },
 }
+
+/// Chunks of a link, as small as those of compressed images.
+const LINK_CHUNK: u64 = 256 << 10;
 
 impl RamReader {
     /// The memory of `image`, whose files it keeps open.
     pub fn open(image: &Image) -> Result<Self, ImageError> {
         let ram = &image.manifest().files.ram;
+        if let Some(base) = image.base() {
+            let (own, inherited) = (image.open_ram()?, image.inherited()?);
+            let source = Source::Link { own, inherited, base: Box::new(Self::open(base)?) };
+            let (bytes, chunk_bytes) = (ram.bytes, LINK_CHUNK);
+            return Ok(Self { source, bytes, chunk_bytes, hashes: Vec::new(), zeros: zeros(0) });
+        }
         let source = if image.is_packed() {
             Source::Packed(image.packed()?)
         } else {
@@ -59,7 +72,7 @@ impl RamReader {
     /// Number of chunks.
     #[must_use]
     pub fn chunks(&self) -> u64 {
-        self.hashes.len() as u64
+        self.bytes.div_ceil(self.chunk_bytes)
     }
 
     /// Whether a chunk is known to hold zeros only. That of a short last chunk is not known.
@@ -71,9 +84,7 @@ impl RamReader {
     /// The bytes of a chunk, in place of what is in `bytes`. What is not as it was written is
     /// [`io::ErrorKind::InvalidData`].
     pub fn read_chunk(&self, chunk: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
-        let (Some(len), Some(hash)) = (self.len_of(chunk), self.hash(chunk)) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
+        let len = self.len_of(chunk).ok_or(io::ErrorKind::InvalidInput)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
         bytes.clear();
         bytes.resize(len, 0);
@@ -83,8 +94,44 @@ impl RamReader {
         match &self.source {
             Source::Plain(file) => file.read_exact_at(bytes, chunk * self.chunk_bytes)?,
             Source::Packed(packed) => packed.unpack_chunk(chunk, bytes)?,
+            Source::Link { .. } => return self.read_at(chunk * self.chunk_bytes, bytes),
         }
-        if blake3::hash(bytes) == hash { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+        let is_whole = self.hash(chunk).is_some_and(|hash| blake3::hash(bytes) == hash);
+        if is_whole { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    /// Bytes from an offset of the plain RAM file on, which are not checked unless they are unpacked.
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let end = offset + bytes.len() as u64;
+        let part = |bytes: &mut [u8], start: u64, end: u64| -> io::Result<std::ops::Range<usize>> {
+            let place = |at: u64| usize::try_from(at - offset).map_err(io::Error::other);
+            let part = place(start)?..place(end)?;
+            bytes.get(part.clone()).map(|_| part).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        };
+        match &self.source {
+            Source::Plain(file) => file.read_exact_at(bytes, offset),
+            Source::Packed(_) => {
+                let mut plain = Vec::new();
+                for chunk in offset / self.chunk_bytes..end.div_ceil(self.chunk_bytes) {
+                    self.read_chunk(chunk, &mut plain)?;
+                    let first = chunk * self.chunk_bytes;
+                    let (from, to) = (first.max(offset), (first + plain.len() as u64).min(end));
+                    let place = part(bytes, from, to)?;
+                    let skip = usize::try_from(from - first).map_err(io::Error::other)?;
+                    let found = plain.get(skip..skip + place.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                    bytes.get_mut(place).unwrap_or_default().copy_from_slice(found);
+                }
+                Ok(())
+            }
+            Source::Link { own, inherited, base } => {
+                own.read_exact_at(bytes, offset)?;
+                for run in common(inherited, &[FileOffset(offset)..FileOffset(end)]) {
+                    let place = part(bytes, run.start.0, run.end.0)?;
+                    base.read_at(run.start.0, bytes.get_mut(place).unwrap_or_default())?;
+                }
+                Ok(())
+            }
+        }
     }
 
     fn hash(&self, chunk: u64) -> Option<Hash> {

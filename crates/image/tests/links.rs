@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use elision_image::{FORMAT_LINK, Image, ImageError, ImageWriter, Problem, merge};
+use elision_image::{FORMAT_LINK, Image, ImageError, ImageWriter, Problem, RamReader, merge};
 use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
 use elision_plan::{Change, DropReason, DropRun, Edit, EditReason, Plan};
 use std::fs::File;
@@ -72,6 +72,13 @@ fn content(image: &Path) -> Vec<u8> {
     let mut loaded = vec![0; bytes.len()];
     image.load().unwrap().read_exact_at(&mut loaded, 0).unwrap();
     assert!(loaded == bytes, "loaded, it is something else");
+    let reader = RamReader::open(&image).unwrap();
+    let (mut served, mut chunk) = (Vec::new(), Vec::new());
+    for i in 0..reader.chunks() {
+        reader.read_chunk(i, &mut chunk).unwrap();
+        served.extend_from_slice(&chunk);
+    }
+    assert!(served == bytes, "served, it is something else");
     let known = ram.populated();
     let is_known = |page: usize| known.iter().any(|run| run.contains(&FileOffset((page * PAGE_SIZE) as u64)));
     let pages = bytes.chunks(PAGE_SIZE).enumerate();
