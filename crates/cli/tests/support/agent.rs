@@ -5,6 +5,7 @@ use elision_wire::{Answer, Ask, Calm, Envelope, Reader, VERSIONS, encode};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where the agent writes its log in a guest without systemd.
@@ -86,8 +87,9 @@ impl Client {
     pub(crate) fn silent(port: &Port) -> Self {
         let socket = UnixStream::connect(port.socket()).expect("the agent's port");
         socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a time limit");
+        static CLIENTS: AtomicU32 = AtomicU32::new(0);
         let session =
-            u64::from(std::process::id()) << 32 | u64::from(Instant::now().elapsed().subsec_nanos());
+            u64::from(std::process::id()) << 32 | u64::from(CLIENTS.fetch_add(1, Ordering::Relaxed));
         Self { socket, reader: Reader::default(), session, id: 0 }
     }
 
