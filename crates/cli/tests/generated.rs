@@ -23,7 +23,7 @@ fn man_pages_and_completions_come_from_the_definition() {
         names
     };
     let verbs = [
-        "audit", "generate", "inspect", "list", "plan", "policy", "ps", "restore", "rm", "run", "save",
+        "audit", "generate", "inspect", "list", "plan", "policy", "ps", "restore", "rm", "merge", "run", "save",
         "verify",
     ];
     let mut pages: Vec<String> = verbs.iter().map(|verb| format!("elision-{verb}.1")).collect();

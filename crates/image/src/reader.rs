@@ -113,7 +113,7 @@ impl Image {
         let failed = |e: io::Error| ImageError::io("load", &path, e);
         let memory = self.memory_file().map_err(failed)?;
         let content = self.content()?;
-        let parts = content.data.par_iter().flat_map_iter(|run| pieces(run));
+        let parts = content.data.par_iter().flat_map_iter(pieces);
         parts.try_for_each(|part| content.memory.write_out(&memory, &part)).map_err(failed)?;
         Ok(memory)
     }

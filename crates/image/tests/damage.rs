@@ -73,7 +73,7 @@ fn manifests_are_checked() {
     };
     bad(
         |m| m["format"] = 1.into(),
-        "has image format 1, but this version reads formats 2 to 3: use the version that wrote it",
+        "has image format 1, but this version reads formats 2 to 4: use the version that wrote it",
     );
     bad(|m| m["format"] = "1".into(), "invalid type");
     bad(|m| drop(m.as_object_mut().unwrap().remove("vmm")), "missing field `vmm`");

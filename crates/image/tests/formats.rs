@@ -1,7 +1,8 @@
 //! Images of each format that was ever written are read: `formats/N` was written by the version that had that format.
 //!
 //! A new format gets a folder of its own: run `write_one` with `ELISION_NEW_FORMAT` naming it, and `ELISION_COMPRESS` set where
-//! it is one for compressed images.
+//! it is one for compressed images. For images that build on another one write that first, to `N-base` with `ELISION_OTHER` set,
+//! and then one with `ELISION_BASE` naming it.
 
 use elision_image::{Completeness, Files, Guest, Image, ImageWriter, Manifest, Times, Vmm, Way};
 use elision_memory::{Gfn, Gpa, PAGE_SIZE, Ram, RamLayout};
@@ -24,7 +25,7 @@ fn plan() -> Plan {
 
 #[test]
 fn every_format_is_read() {
-    for format in [2, 3] {
+    for format in [2, 3, 4] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/formats/{format}"));
         let image = Image::open(&path).unwrap();
         assert_eq!(image.manifest().format, format);
@@ -50,11 +51,19 @@ fn write_one() {
         let byte = u8::try_from(gfn + 1).unwrap();
         ram.poke(Gfn(gfn).gpa(), &[byte; PAGE_SIZE]).unwrap();
     }
+    if std::env::var_os("ELISION_OTHER").is_some() {
+        ram.poke(Gfn(3).gpa(), &[0x77; PAGE_SIZE]).unwrap();
+        ram.poke(Gfn(2).gpa(), &[0x77; 64]).unwrap();
+    }
     let mut writer = ImageWriter::create(Path::new(&target)).unwrap();
+    if let Some(base) = std::env::var_os("ELISION_BASE") {
+        writer.build_on(Path::new(&base)).unwrap();
+    }
     if std::env::var_os("ELISION_COMPRESS").is_some() {
         writer.compress(1);
     }
     writer.write_ram(&ram, &plan(), 1).unwrap();
+    writer.end_pause(&plan()).unwrap();
     writer.write_late(&[]).unwrap();
     writer.write_state(b"state").unwrap();
     writer.write_exclusions(&plan()).unwrap();
