@@ -151,3 +151,65 @@ fn what_cannot_build_on_an_image_is_said() {
     refuses(command.arg("--base").arg(&first), 4, &["cannot be compared", "elision run"]);
     assert_eq!(images.names(), ["first"]);
 }
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Measured only in the long form: a whole image, and one that builds on it after the guest has written a twentieth of its memory.
+#[test]
+fn a_second_save_is_measured_beside_the_first() {
+    if !pages::in_full() {
+        return;
+    }
+    const PAIRS: usize = 5;
+    let options = GuestOptions::new("6.1").memory_mib(2048);
+    let mut guest = options.boot().expect("the guest boots");
+    guest.control().spawn(&Spawn::new("fill", "heap=800M", "sleep=20ms")).expect("a process");
+    let images = Images::new();
+    let (first, second) = (images.path("first"), images.path("second"));
+    link(&guest, &first, None, &[]); // the kernel's profile is compiled
+    std::fs::remove_dir_all(&first).expect("an image");
+    let mut figures: [Vec<f64>; 6] = Default::default();
+    for round in 0..PAIRS {
+        let mut save = |guest: &Guest, base: Option<&Path>, image: &Path, at: usize| {
+            let begin = std::time::Instant::now();
+            let saved = link(guest, image, base, &[]);
+            figures[at].push(begin.elapsed().as_secs_f64() * 1000.0);
+            figures[at + 1].push(saved["pause_ms"].as_f64().expect("a pause"));
+            figures[at + 2].push(saved["ram"]["stored"].as_f64().expect("a size") / f64::from(1 << 20));
+        };
+        save(&guest, None, &first, 0);
+        // 100 MiB, a twentieth: the memory of a process that is new.
+        let dirt = Spawn::new(&format!("dirt-{round}"), "heap=80M", "sleep=20ms");
+        let pid = guest.control().spawn(&dirt).expect("a process").pid;
+        save(&guest, Some(&first), &second, 3);
+        guest.control().kill(pid, 9).expect("it ends");
+        for image in [&second, &first] {
+            std::fs::remove_dir_all(image).expect("an image");
+        }
+    }
+    let [total, pause, stored, total_2, pause_2, stored_2] = figures.map(median);
+    let row = |name: &str, figures: [f64; 3]| {
+        format!("| {name} | {:.0} | {:.0} | {:.1} |", figures[0], figures[1], figures[2])
+    };
+    let lines = [
+        format!(
+            "A VM with 2 GiB, of which 1 GiB is filled, saved as a whole, and again with `--base` after a process has written 5 % of \
+             the memory. {PAIRS} pairs, medians. *Saved* is the whole command. Elision was built as for tests.\n"
+        ),
+        "| | saved, ms | paused, ms | stored, MiB |".to_owned(),
+        "|---|---|---|---|".to_owned(),
+        row("the whole", [total, pause, stored]),
+        row("what has changed", [total_2, pause_2, stored_2]),
+        format!(
+            "| ratio | {:.2} x | {:.2} x | {:.3} x |",
+            total_2 / total,
+            pause_2 / pause,
+            stored_2 / stored
+        ),
+    ];
+    println!("{}", lines.join("\n"));
+    pages::write_result("second-saves", "Second saves", &lines).expect("the page");
+}

@@ -131,17 +131,21 @@ impl ImageWriter {
     /// A partial folder that a dead saver left for the same target is removed.
     pub fn create(target: &Path) -> Result<Self, ImageError> {
         let started = Instant::now();
-        Ok(Self {
-            partial: Partial::create(target)?,
-            started,
+        Ok(Self { started, ..Self::in_folder(Partial::create(target)?, None) })
+    }
+
+    fn in_folder(partial: Partial, base: Option<BuiltOn>) -> Self {
+        Self {
+            partial,
+            started: Instant::now(),
             room: None,
             settled: None,
             ram: None,
             state: None,
             exclusions: None,
             level: None,
-            base: None,
-        })
+            base,
+        }
     }
 
     /// Gives an image another form, in which it holds `data` of `ram` and inherits other parts. The rest of `ram` is zero.
@@ -152,17 +156,7 @@ impl ImageWriter {
         data: Runs,
         inherited: Runs,
     ) -> Result<Self, ImageError> {
-        let mut writer = Self {
-            partial,
-            started: Instant::now(),
-            room: None,
-            settled: None,
-            ram: None,
-            state: None,
-            exclusions: None,
-            level: None,
-            base,
-        };
+        let mut writer = Self::in_folder(partial, base);
         let file = writer.new_file(RAM)?;
         file.set_len(ram.file_len()).map_err(|e| writer.failed("write", RAM, e))?;
         let written = Written { stats: RamStats::default(), data, inherited, late: Late::default() };
