@@ -98,7 +98,7 @@ impl Control {
             let slice = left.min(Duration::from_millis(1000));
             control.send_bytes(b"\n").context("write to", socket)?;
             match control.ask(&Command::Ping, slice) {
-                Err(Error::Silent { .. }) if !left.is_zero() => {}
+                Err(Error::Silent { .. } | Error::Ended { .. }) if !left.is_zero() => {}
                 Err(Error::Silent { request, .. }) => {
                     return Err(Error::Silent { request, seconds: limit.as_secs() });
                 }
@@ -191,7 +191,10 @@ impl Control {
             .map_err(|source| Error::Answer { request: name(command), source })?;
         self.send_bytes(&request).and_then(|()| self.send_bytes(b"\n")).map_err(|_| silent())?;
         loop {
-            let Some(line) = self.line(until) else { return Err(silent()) };
+            let Some(line) = self.line(until) else {
+                let is_late = Instant::now() >= until;
+                return Err(if is_late { silent() } else { Error::Ended { request: name(command) } });
+            };
             let Ok(mut reply) = serde_json::from_slice::<Value>(&line) else { continue };
             if reply["id"] != id {
                 continue;

@@ -62,6 +62,12 @@ pub enum Error {
         /// Last lines of the console.
         console: String,
     },
+    /// The guest's port was closed before it answered.
+    #[error("The guest's QEMU ended before it answered '{request}'")]
+    Ended {
+        /// The request.
+        request: String,
+    },
     /// The guest did not answer in time.
     #[error("The guest did not answer '{request}' within {seconds} s")]
     Silent {
