@@ -98,8 +98,8 @@ fn a_manifest_that_names_both_or_neither_is_refused() {
         let error = Image::open(&target).unwrap_err();
         assert!(error.to_string().contains("damaged or incomplete"), "{error}");
     }
-    fs::write(&path, text.replace("\"format\": 3", "\"format\": 4")).unwrap();
-    assert!(matches!(Image::open(&target).unwrap_err(), ImageError::Format { found: 4, .. }));
+    fs::write(&path, text.replace("\"format\": 3", "\"format\": 5")).unwrap();
+    assert!(matches!(Image::open(&target).unwrap_err(), ImageError::Format { found: 5, .. }));
 }
 
 #[test]
