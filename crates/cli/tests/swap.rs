@@ -232,8 +232,15 @@ fn what_zram_has_freed_is_cleared_on_7() {
         echo 128K > /sys/fs/cgroup/$group/memory.reclaim || true; done; done";
     sh(&mut guest, by_turns);
     // What the only CPU compressed last is a third's: who had the last turn that took something is by chance.
-    guest.control().spawn(&Spawn::new("third", "cow=1M", "sleep").cgroup("third")).expect("a process");
-    sh(&mut guest, "echo 512K > /sys/fs/cgroup/third/memory.reclaim || true");
+    let third = guest.control().spawn(&Spawn::new("third", "cow=1M", "sleep").cgroup("third"));
+    let third = third.expect("a process").pid;
+    for _ in 0..20 {
+        sh(&mut guest, "echo 512K > /sys/fs/cgroup/third/memory.reclaim || true");
+        if in_swap(&mut guest, third) > 0 {
+            break;
+        }
+    }
+    assert!(in_swap(&mut guest, third) > 0, "control: the third has nothing in compressed swap");
     guest.control().kill(victim.pid, 9).expect("it ends");
     let before = in_compressed(&guest, "victim");
     let images = Images::new();
