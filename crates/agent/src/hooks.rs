@@ -25,6 +25,8 @@ pub(crate) enum Event {
     BeforeSave,
     AfterSave,
     AfterRestore,
+    /// A restored guest's network cards have new addresses. This comes after [`Event::AfterRestore`], which waits for no host.
+    NewAddress,
 }
 
 impl Event {
@@ -33,6 +35,7 @@ impl Event {
             Self::BeforeSave => "before-save",
             Self::AfterSave => "after-save",
             Self::AfterRestore => "after-restore",
+            Self::NewAddress => "new-address",
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod args;
 mod calm;
+mod cards;
 mod cgroup;
 mod config;
 mod container;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! at once, by the word in the agent's memory     frozen groups ended ─ random numbers stirred ─ clock ─ hooks ─ services
-//! when a host asks                               random numbers, clock, identity ─ report
+//! when a host asks                               random numbers, clock, identity ─ hooks, if cards have new addresses ─ report
 //! ```
 //! The first needs nobody: it is done too when stock QEMU has restored the image and no Elision is on the host.
 
@@ -10,7 +10,7 @@ use crate::calm::Stillness;
 use crate::config::Config;
 use crate::error::{AgentError, Context, chain};
 use crate::hooks::{self, Event};
-use crate::{identity, random, services};
+use crate::{cards, identity, random, services};
 use elision_wire::{Capability, Identity, Report, note};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::fs;
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// What all hooks together may take.
 const HOOKS_LIMIT: Duration = Duration::from_secs(60);
+/// The same while a host waits for an answer.
+const HOOKS_LIMIT_OF_HOST: Duration = Duration::from_secs(30);
 const NANOS: i128 = 1_000_000_000;
 /// A clock that differs by less is left alone when it is compared with one that counts seconds.
 const SECONDS_APART: i128 = 2;
@@ -45,12 +47,7 @@ pub(crate) fn by_itself(config: &Config, still: Option<Stillness>) -> Report {
         }
         _ => {}
     }
-    if config.allows(Capability::Hooks) {
-        let until = Instant::now() + HOOKS_LIMIT;
-        let outcome = hooks::run(&config.hooks, Event::AfterRestore, config.hook_limit, until);
-        report.hooks = outcome.well;
-        outcome.notes.iter().for_each(|text| note(&mut report.notes, text));
-    }
+    run_hooks(config, Event::AfterRestore, HOOKS_LIMIT, &mut report);
     // Last: a hook may bring back what a service needs.
     report.restarted = services::restart(restart, &mut report.notes);
     report
@@ -100,6 +97,23 @@ pub(crate) fn with_host(
             Ok(id) => report.boot_id = Some(id),
             Err(error) => note(&mut report.notes, &chain(&error)),
         }
+    }
+    if !wanted.macs.is_empty() {
+        let changed =
+            if identity { cards::set_addresses(&wanted.macs, &mut report.notes) } else { Vec::new() };
+        // Leases belong to an address, so whoever asks for them is to ask again. Last, as they may tell the machine's name.
+        if !changed.is_empty() {
+            run_hooks(config, Event::NewAddress, HOOKS_LIMIT_OF_HOST, report);
+        }
+        report.network_cards = Some(changed);
+    }
+}
+
+fn run_hooks(config: &Config, event: Event, limit: Duration, report: &mut Report) {
+    if config.allows(Capability::Hooks) {
+        let outcome = hooks::run(&config.hooks, event, config.hook_limit, Instant::now() + limit);
+        report.hooks = report.hooks.saturating_add(outcome.well);
+        outcome.notes.iter().for_each(|text| note(&mut report.notes, text));
     }
 }
 

@@ -196,8 +196,8 @@ pub(crate) struct RestoreArgs {
     /// Start so many VMs, each with a folder of its own for its sockets, its logs and what it writes to its disks.
     ///
     /// Disks must be given by -drive with their format; each VM gets an overlay over each disk that it may write.
-    /// Memory of the image is shared by all. Network cards have the same addresses in all: give
-    /// each a network of its own, or let the guest change them.
+    /// Memory of the image is shared by all. The guest's agent, if there is one, gives the network cards of each new
+    /// addresses. Without one all have those of the image: give each VM a network of its own.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), conflicts_with_all = ["qmp", "log"])]
     pub(crate) clones: Option<u16>,
     /// The folder for the clones, which must not exist yet; by default IMAGE-clones.
@@ -228,6 +228,14 @@ pub(crate) struct RestoreArgs {
     /// Give the restored machine a new id of its boot, by its agent.
     #[arg(long, help_heading = "Guest agent", conflicts_with = "paused")]
     pub(crate) new_boot_id: bool,
+    /// Give the restored machine's network cards new addresses at random, by its agent.
+    ///
+    /// With --clones this is done also without the option, if the guest has an agent; with it an agent is needed.
+    #[arg(long, help_heading = "Guest agent", conflicts_with = "paused")]
+    pub(crate) new_mac: bool,
+    /// Leave the clones' network cards the addresses of the image.
+    #[arg(long, help_heading = "Guest agent", requires = "clones", conflicts_with = "new_mac")]
+    pub(crate) keep_mac: bool,
     /// Where QEMU's error messages go, at the end of the file; by default nowhere once the VM runs.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) log: Option<PathBuf>,

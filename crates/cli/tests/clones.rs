@@ -2,7 +2,12 @@
 
 mod support;
 
-use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, modules, pages, secret};
+#[path = "support/agent.rs"]
+#[allow(dead_code)] // this file uses a part
+mod port;
+
+use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, pages, secret};
+use port::{Port, options_with, start};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -102,6 +107,9 @@ impl Drop for Clones {
     }
 }
 
+/// Of the network card, as QEMU was told.
+const MAC: &str = "52:54:00:aa:00:01";
+
 /// `ELISION_CLONES` says how many; without it 3, or 100 in the long form.
 #[test]
 fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
@@ -113,20 +121,19 @@ fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
     let drive = format!("file={},if=none,id=disk,format=raw,cache=unsafe", disk.display());
     // A hundred guests that all do something all the time would wait for each other on any machine.
     let (vcpus, tick) = if number > 10 { (1, "sleep=500ms") } else { (2, "sleep=20ms") };
-    let options = GuestOptions::new("6.1").vcpus(vcpus);
+    let port = Port::new();
+    let options = port.added_to(&options_with("6.1", &["virtio_blk", "virtio_net"]).vcpus(vcpus));
     let options = options.extra(&["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
+    let card = format!("virtio-net-pci,netdev=net,mac={MAC}");
+    let options = options.extra(&["-netdev", "user,id=net", "-device", &card]);
     let options = options.extra(&["-device", "vmgenid,guid=auto"]);
-    let files = modules::with_needs(&options.kernel().expect("a kernel"), &["virtio_pci", "virtio_blk"])
-        .expect("modules");
-    let load: Vec<_> = files.iter().map(|(name, _)| format!("insmod /{name}")).collect();
-    let options = options.files(files);
     let mut guest = options.boot().expect("the guest boots");
+    let allow = "mkdir -p /etc/elision && echo 'allow = [\"random\", \"clock\", \"identity\"]' > /etc/elision/agent.toml";
+    sh(&mut guest, allow);
+    start(&mut guest);
     sh(
         &mut guest,
-        &format!(
-            "{} && until [ -b /dev/vda ]; do sleep 0.1; done; echo source | dd of=/dev/vda && sync",
-            load.join(" && ")
-        ),
+        "until [ -b /dev/vda ] && ip link set eth0 up; do sleep 0.1; done; echo source | dd of=/dev/vda && sync",
     );
     guest.control().spawn(&Spawn::new("bystander", "heap", tick)).expect("a bystander");
     let image = images.path("image");
@@ -181,6 +188,8 @@ fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
             Endpoints::new(folder.join(n.to_string())).connect(Duration::from_secs(60)).expect("it answers");
         let mut sh = |command: &str| control.sh(command).expect("a shell").output.trim().to_owned();
         assert_eq!(sh("head -n 1 /dev/vda"), "source", "clone {n}");
+        let n_th = usize::try_from(n - 1).expect("an index");
+        assert_eq!(Some(sh("cat /sys/class/net/eth0/address").as_str()), mac(&vms[n_th]), "clone {n}");
         sh(&format!("echo clone-{n} | dd of=/dev/vda && sync && echo 3 > /proc/sys/vm/drop_caches"));
         assert_eq!(sh("head -n 1 /dev/vda"), format!("clone-{n}"));
         let before = control.count("bystander").expect("counters");
@@ -198,22 +207,27 @@ fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
         ),
         "a clone has written to the source's disk: {first:?}"
     );
+    let guids: BTreeSet<_> = vms.iter().filter_map(guid).collect();
+    assert_eq!(guids.len() as u64, number, "{guids:?}");
+    let macs: BTreeSet<_> = vms.iter().filter_map(mac).collect();
+    assert!(macs.len() as u64 == number && !macs.contains(MAC), "{macs:?} {cloned}");
     let row = format!(
-        "| {number} | {:.1} | {:.1} | {:.1} | {} |",
+        "| {number} | {} | {} | {:.1} | {:.1} | {:.1} | {} |",
+        guids.len(),
+        macs.len(),
         cloned["total_ms"].as_f64().expect("a number") / 1000.0,
         answered.as_secs_f64(),
         memory as f64 / number as f64 / 1024.0,
         std::thread::available_parallelism().expect("processors"),
     );
     println!("{row}");
-    let guids: BTreeSet<_> = vms.iter().filter_map(guid).collect();
-    assert_eq!(guids.len() as u64, number, "{guids:?}");
     if pages::in_full() {
         let lines = [
             "One image of a VM with 512 MiB and one vCPU, started many times by `elision restore --clones`. All of \
-             them have printed more lines before their memory is measured (PSS: of shared memory its part), and each has a generation id of its own. Their network cards would have the same address.\n",
-            "| clones | the last one runs after, s | the last one has printed a line after, s | memory of each, MiB | processors |",
-            "|---|---|---|---|---|",
+             them have printed more lines before their memory is measured (PSS: of shared memory its part). They are let run some at a time, \
+             each until the guest's agent has given its network card a new address.\n",
+            "| clones | different generation ids | different MAC addresses | the last one runs after, s | the last one has printed a line after, s | memory of each, MiB | processors |",
+            "|---|---|---|---|---|---|---|",
             &row,
         ];
         pages::write_result("clones", "Clones", &lines.map(String::from)).expect("the page");
@@ -231,4 +245,9 @@ fn pss_kib(pid: u64) -> u64 {
 fn guid(vm: &Value) -> Option<&str> {
     let words = vm["command"].as_array()?.iter().filter_map(Value::as_str);
     words.filter_map(|word| word.strip_prefix("vmgenid,guid=")).next()
+}
+
+/// The new address of a restored VM's only network card.
+fn mac(vm: &Value) -> Option<&str> {
+    vm["agent"]["network_cards"][0]["to"].as_str()
 }

@@ -16,12 +16,14 @@
 //! ```
 
 mod frame;
+mod mac;
 mod message;
 
 pub use frame::{FRAME_BYTES, Reader, WireError, encode};
+pub use mac::{Mac, NotAMac};
 pub use message::{
-    Answer, Ask, Calm, Capability, Done, Envelope, Generation, Identity, LONGEST_NOTE, MOST_NOTES, Mark,
-    Nonce, ProcessId, Reason, Report, VERSIONS, Versions, Word, note,
+    Answer, Ask, Calm, Capability, Done, Envelope, Generation, Identity, LONGEST_NOTE, MOST_CARDS,
+    MOST_NOTES, Mark, NewAddress, Nonce, ProcessId, Reason, Report, VERSIONS, Versions, Word, note,
 };
 
 /// Name of the virtio-serial port on which the agent listens.

@@ -22,6 +22,7 @@
 //! Both sides begin with `Hello`, whose form never changes; the version of all that follows is the highest that both
 //! know. Members that a side does not know are ignored.
 
+use crate::mac::Mac;
 use serde::{Deserialize, Serialize};
 
 /// Versions of the protocol, from the oldest to the newest that is spoken.
@@ -49,6 +50,9 @@ impl Versions {
 pub const MOST_NOTES: usize = 32;
 /// Longest note in bytes.
 pub const LONGEST_NOTE: usize = 240;
+
+/// Most network cards that get a new address.
+pub const MOST_CARDS: usize = 16;
 
 /// Adds a note to an answer, cut to what one may have.
 pub fn note(notes: &mut Vec<String>, text: &str) {
@@ -153,6 +157,10 @@ pub struct Identity {
     /// Whether the guest shall have a new id of this boot.
     #[serde(default)]
     pub new_boot_id: bool,
+    /// New addresses of the network cards, in the order of the cards' names; empty: each keeps its own. At most
+    /// [`MOST_CARDS`], and what is more than there are cards is not used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub macs: Vec<Mac>,
 }
 
 impl Identity {
@@ -175,7 +183,7 @@ pub enum Capability {
     Clock,
     /// To stir the guest's random numbers.
     Random,
-    /// To change the machine's name and ids.
+    /// To change the machine's name and ids, and the addresses of its network cards.
     Identity,
     /// To have the hooks of the guest's owner run.
     Hooks,
@@ -349,6 +357,10 @@ pub struct Report {
     /// The new id of this boot.
     #[serde(default)]
     pub boot_id: Option<String>,
+    /// The network cards that have a new address; nothing from an agent that was not asked, or that does not know the
+    /// question.
+    #[serde(default)]
+    pub network_cards: Option<Vec<NewAddress>>,
     /// Hooks that ran well.
     pub hooks: u32,
     /// Services that are restarted.
@@ -360,6 +372,17 @@ pub struct Report {
     /// What was not done, or only in part; in words.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// A network card that has a new address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewAddress {
+    /// Its name in the guest.
+    pub name: String,
+    /// The address until now.
+    pub from: Mac,
+    /// The address from now on.
+    pub to: Mac,
 }
 
 #[cfg(test)]
@@ -377,6 +400,18 @@ mod tests {
         let answer = r#"{"session":1,"id":2,"answer":"done","processes":1,"of a newer agent":[]}"#;
         let done = Answer::Done(Done { processes: 1, ..Done::default() });
         assert_eq!(serde_json::from_str::<Envelope<Answer>>(answer).unwrap().body, done);
+    }
+
+    #[test]
+    fn an_older_agent_s_report_says_nothing_of_network_cards() {
+        let text = r#"{"noticed":true,"groups_ended":0,"processes_ended":0,"reseeded":true,"clock_ms":null,"hooks":0}"#;
+        assert_eq!(serde_json::from_str::<Report>(text).unwrap().network_cards, None);
+        let card = r#"{"name":"eth0","from":"52:54:00:00:00:01","to":"02:00:00:00:00:02"}"#;
+        let text = text.replace("\"hooks\":0", &format!("\"hooks\":0,\"network_cards\":[{card}]"));
+        let cards = serde_json::from_str::<Report>(&text).unwrap().network_cards.unwrap();
+        assert_eq!(serde_json::to_string(&cards[0]).unwrap(), card);
+        // One that is not asked for new addresses is asked as before there were any.
+        assert!(!serde_json::to_string(&Identity::default()).unwrap().contains("macs"));
     }
 
     #[test]

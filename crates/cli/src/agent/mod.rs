@@ -10,7 +10,7 @@ mod find;
 mod order;
 
 pub(crate) use calm::{AgentReport, SaveAgent};
-pub(crate) use order::{Order, lines, put_in_order};
+pub(crate) use order::{Addresses, Order, Wanted, lines, put_in_order};
 
 use clap::{Args, ValueEnum, ValueHint};
 use elision_wire::PORT;

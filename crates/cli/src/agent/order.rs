@@ -5,9 +5,9 @@ use super::{AgentArgs, AgentPolicy, RANDOM, find, random};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use elision_qemu::Vm;
-use elision_wire::{Answer, Ask, Identity, Report};
+use elision_wire::{Answer, Ask, Identity, MOST_CARDS, Mac, Report};
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a restored agent may take for its hello: it first puts in order what needs no host.
@@ -17,6 +17,9 @@ const ORDER_LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks whether the agent has opened its port.
 const BREAK: Duration = Duration::from_millis(50);
 const SEED_BYTES: usize = 64;
+/// Said of an agent that has not understood that it was asked for them.
+const OLD_AGENT: &str =
+    "the agent does not know how to give network cards new addresses: they keep those of the image";
 
 /// What a restored guest was put in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,62 +30,111 @@ pub(crate) struct Order {
     pub(crate) report: Report,
 }
 
-/// Asks the agent of the VM behind a QMP socket. `expected`: the image has one that knows that it is a copy.
+/// What the agent is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// The image has an agent that knows that it is in a copy.
+    pub(crate) expected: bool,
+    /// Of this, addresses of network cards come from `addresses`.
+    pub(crate) identity: Identity,
+    pub(crate) addresses: Addresses,
+}
+
+/// Which addresses the network cards are to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Addresses {
+    /// Those of the image.
+    Kept,
+    /// New ones, if there is an agent.
+    NewIfPossible,
+    /// New ones.
+    New,
+}
+
+impl Wanted {
+    /// Whether the user has asked for something that only an agent does.
+    pub(crate) fn needs_agent(&self) -> bool {
+        self.addresses == Addresses::New || !self.identity.is_same()
+    }
+}
+
+/// Asks the agent of the VM behind a QMP socket.
 pub(crate) fn put_in_order(
     args: &AgentArgs,
     qmp: &Path,
-    expected: bool,
-    identity: Identity,
+    mut wanted: Wanted,
 ) -> Result<Option<Order>, Failure> {
-    let wanted = args.agent_policy == AgentPolicy::Require || args.agent.is_some() || !identity.is_same();
-    if args.agent_policy == AgentPolicy::Off || !(wanted || expected) {
+    let needed = args.agent_policy == AgentPolicy::Require || args.agent.is_some() || wanted.needs_agent();
+    let hoped_for = wanted.expected || wanted.addresses == Addresses::NewIfPossible;
+    if args.agent_policy == AgentPolicy::Off || !(needed || hoped_for) {
         return Ok(None);
     }
-    match ask(args, qmp, identity) {
-        Ok(order) => Ok(Some(order)),
-        Err(failure) if wanted => Err(failure
+    if wanted.addresses != Addresses::Kept {
+        wanted.identity.macs = macs()?;
+    }
+    let order = match socket(args, qmp, needed || wanted.expected) {
+        Ok(Some(socket)) => ask(&socket, wanted.identity).map(Some),
+        Ok(None) => Ok(None),
+        Err(failure) => Err(failure),
+    };
+    match order {
+        Err(failure) if needed => Err(failure
             .with_exit(Exit::Failed)
             .with_help("The VM runs; look at the log of elision-agent in it")),
         Err(failure) => {
             tracing::warn!("{failure}");
             Ok(None)
         }
+        order => order,
     }
 }
 
-fn ask(args: &AgentArgs, qmp: &Path, identity: Identity) -> Result<Order, Failure> {
-    let failed = |error: AgentError| {
-        Failure::new(Exit::Failed, format!("The agent has not put the restored guest in order: {error}"))
-    };
-    let socket = match &args.agent {
-        Some(socket) => socket.clone(),
-        None => {
-            let mut vm = Vm::attach(qmp)?;
-            let until = Instant::now() + HELLO_LIMIT;
-            loop {
-                match find::port(&mut vm)? {
-                    Some(port) if port.open => break port.socket,
-                    Some(_) if Instant::now() < until => std::thread::sleep(BREAK),
-                    Some(_) => return Err(failed(AgentError::Silent(HELLO_LIMIT))),
-                    None => {
-                        return Err(Failure::new(Exit::Failed, "The restored VM has no port for an agent"));
-                    }
-                }
-            }
+/// Addresses that no other clone has: two of a million clones have the same one with a chance of less than one in a hundred.
+fn macs() -> Result<Vec<Mac>, Failure> {
+    let bytes: [u8; 6 * MOST_CARDS] = random().map_err(|e| Failure::io("read", Path::new(RANDOM), &e))?;
+    Ok(bytes.chunks_exact(6).filter_map(|six| six.try_into().ok().map(Mac::from_random)).collect())
+}
+
+fn failed(error: &AgentError) -> Failure {
+    Failure::new(Exit::Failed, format!("The agent has not put the restored guest in order: {error}"))
+}
+
+/// The socket of the agent's port. If there `must` be an agent it is waited for; else there may be none.
+fn socket(args: &AgentArgs, qmp: &Path, must: bool) -> Result<Option<PathBuf>, Failure> {
+    if let Some(socket) = &args.agent {
+        return Ok(Some(socket.clone()));
+    }
+    let mut vm = Vm::attach(qmp)?;
+    let until = Instant::now() + HELLO_LIMIT;
+    loop {
+        match find::port(&mut vm)? {
+            Some(port) if port.open => return Ok(Some(port.socket)),
+            _ if !must => return Ok(None),
+            Some(_) if Instant::now() < until => std::thread::sleep(BREAK),
+            Some(_) => return Err(failed(&AgentError::Silent(HELLO_LIMIT))),
+            None => return Err(Failure::new(Exit::Failed, "The restored VM has no port for an agent")),
         }
-    };
-    let mut client = Client::connect(&socket, HELLO_LIMIT).map_err(failed)?;
+    }
+}
+
+fn ask(socket: &Path, identity: Identity) -> Result<Order, Failure> {
+    let failed = |error: AgentError| failed(&error);
+    let mut client = Client::connect(socket, HELLO_LIMIT).map_err(failed)?;
     let seed: [u8; SEED_BYTES] = random().map_err(|e| Failure::io("read", Path::new(RANDOM), &e))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let new_addresses = !identity.macs.is_empty();
     let ask = Ask::Restored {
         unix_time_ns: u64::try_from(now.as_nanos()).ok(),
         seed: Some(seed.iter().map(|byte| format!("{byte:02x}")).collect()),
         identity,
     };
-    match client.ask(&ask, ORDER_LIMIT).map_err(failed)? {
-        Answer::Restored(report) => Ok(Order { version: client.version.clone(), report }),
-        _ => Err(failed(AgentError::OtherAnswer)),
+    let Answer::Restored(mut report) = client.ask(&ask, ORDER_LIMIT).map_err(failed)? else {
+        return Err(failed(AgentError::OtherAnswer));
+    };
+    if new_addresses && report.network_cards.is_none() {
+        report.notes.push(OLD_AGENT.to_owned());
     }
+    Ok(Order { version: client.version.clone(), report })
 }
 
 /// In words, one line for each thing.
@@ -113,6 +165,12 @@ pub(crate) fn lines(order: &Order) -> Vec<String> {
         if let Some(value) = value {
             add(format!("gave the machine the {what} {value}"));
         }
+    }
+    for card in report.network_cards.iter().flatten() {
+        add(format!("gave {} the address {} in place of {}", card.name, card.to, card.from));
+    }
+    if report.network_cards.as_ref().is_some_and(Vec::is_empty) {
+        add("gave no network card a new address".to_owned());
     }
     if report.hooks > 0 {
         add(format!("ran {} hooks", report.hooks));

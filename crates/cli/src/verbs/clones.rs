@@ -164,13 +164,17 @@ fn end(clones: &[u32], folder: &Path) {
 fn human(clones: &Clones) -> String {
     let rows = clones.clones.iter().map(|vm| {
         let qmp = printable(&vm.qmp.display().to_string());
-        vec![vm.pid.to_string(), format!("{:.0} ms", vm.total_ms), qmp]
+        let addresses = match vm.network_cards() {
+            None => "those of the image".to_owned(),
+            Some(cards) => cards.iter().map(|card| card.to.to_string()).collect::<Vec<_>>().join(" "),
+        };
+        vec![vm.pid.to_string(), format!("{:.0} ms", vm.total_ms), qmp, addresses]
     });
     let head = count(clones.clones.len() as u64, "VM");
     format!(
         "{head} after {:.0} ms\n\n{}",
         clones.total_ms,
-        table(&[">PID", ">STARTED IN", "QMP SOCKET"], rows)
+        table(&[">PID", ">STARTED IN", "QMP SOCKET", "NETWORK CARDS"], rows)
     )
 }
 

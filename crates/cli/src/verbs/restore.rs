@@ -1,7 +1,7 @@
 //! `elision restore`: starts a VM from an image.
 
 use super::clones;
-use crate::agent::{self, Order};
+use crate::agent::{self, Addresses, AgentPolicy, Order, Wanted};
 use crate::args::RestoreArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -13,7 +13,7 @@ use crate::text::printable;
 use elision_image::Image;
 use elision_plan::EditReason;
 use elision_qemu::{QemuError, RestoreOptions, RestoreRequest, Restored, for_restore, fresh_guid, restore};
-use elision_wire::Identity;
+use elision_wire::{Identity, NewAddress};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -35,6 +35,7 @@ pub(super) struct RestoredVm {
 
 pub(crate) fn run(args: &RestoreArgs, out: &mut Output) -> Result<Exit, Failure> {
     let begin = Instant::now();
+    refuse_without_agent(args)?;
     let image = Image::open(&args.image)?;
     // QEMU would notice some kinds of damage, and run with others.
     image.state()?;
@@ -98,15 +99,39 @@ impl RestoredVm {
     pub(super) fn put_in_order(&mut self, args: &RestoreArgs, image: &Image) -> Result<(), Failure> {
         if self.running {
             let expected = image.manifest().plan.edited_bytes.contains_key(&EditReason::Agent);
-            let identity = Identity {
-                hostname: args.hostname.clone(),
-                new_machine_id: args.new_machine_id,
-                new_boot_id: args.new_boot_id,
-            };
-            self.agent = agent::put_in_order(&args.agent, &self.qmp, expected, identity)?;
+            self.agent = agent::put_in_order(&args.agent, &self.qmp, wanted(args, expected))?;
         }
         Ok(())
     }
+
+    /// The network cards that have new addresses; nothing if no agent was asked or could do that.
+    pub(super) fn network_cards(&self) -> Option<&[NewAddress]> {
+        self.agent.as_ref()?.report.network_cards.as_deref()
+    }
+}
+
+fn wanted(args: &RestoreArgs, expected: bool) -> Wanted {
+    let identity = Identity {
+        hostname: args.hostname.clone(),
+        new_machine_id: args.new_machine_id,
+        new_boot_id: args.new_boot_id,
+        ..Identity::default()
+    };
+    let addresses = match (args.new_mac, args.clones) {
+        (true, _) => Addresses::New,
+        (false, Some(_)) if !args.keep_mac => Addresses::NewIfPossible,
+        (false, _) => Addresses::Kept,
+    };
+    Wanted { expected, identity, addresses }
+}
+
+fn refuse_without_agent(args: &RestoreArgs) -> Result<(), Failure> {
+    if args.agent.agent_policy != AgentPolicy::Off || !wanted(args, false).needs_agent() {
+        return Ok(());
+    }
+    let message =
+        "A new name, new ids and new addresses are given by the guest's agent, and --agent-policy is `off`";
+    Err(Failure::new(Exit::Usage, message).with_help("Leave out one of both"))
 }
 
 /// A name for the socket that no other restore of the image uses.

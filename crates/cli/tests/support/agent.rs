@@ -36,11 +36,16 @@ const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
 
 /// A guest with the agent's program, which is not started yet.
 pub(crate) fn options(kernel: &str) -> GuestOptions {
+    options_with(kernel, &[])
+}
+
+/// The same with more modules, which are loaded when the agent is started.
+pub(crate) fn options_with(kernel: &str, more: &[&str]) -> GuestOptions {
     let options = GuestOptions::new(kernel);
     let kernel = options.kernel().expect("a kernel");
     let mut files = vec![("bin/elision-agent".to_owned(), programs::agent().expect("the agent"))];
     let mut order = String::new();
-    for module in MODULES {
+    for module in MODULES.iter().chain(more) {
         for (name, file) in modules::with_needs(&kernel, &[module]).unwrap_or_default() {
             if !files.iter().any(|(known, _)| *known == name) {
                 order.push_str(&format!(" /{name}"));
