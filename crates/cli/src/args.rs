@@ -44,6 +44,7 @@ pub(crate) enum Verb {
     Restore(RestoreArgs),
     List(ListArgs),
     Rm(RmArgs),
+    Gc(GcArgs),
     Merge(MergeArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
@@ -273,6 +274,25 @@ pub(crate) struct RmArgs {
     /// Remove also what a VM runs from; it runs on.
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+/// Remove what ended saves and ended VMs have left in a folder.
+///
+/// Removed are unfinished images of savers that are dead, sockets that nobody has any more (NAME.qmp and NAME.agent, and
+/// those in the folders of clones), and folders of clones that are empty. Nothing else is touched: no image, no disk, no log,
+/// and nothing that a running save, restore or VM uses. Of other users' processes nothing is seen without privileges.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  elision gc --dry-run /var/lib/images
+  elision gc $XDG_RUNTIME_DIR/elision")]
+pub(crate) struct GcArgs {
+    /// The folder that holds images, clones or sockets.
+    #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub(crate) folder: PathBuf,
+    /// Only say what would be removed.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Fold the image that another one builds on into it.

@@ -67,6 +67,7 @@ fn dispatch(cli: &Cli) -> Result<Exit, Failure> {
         Verb::Restore(args) => verbs::restore::run(args, out),
         Verb::List(args) => verbs::list::run(args, out),
         Verb::Rm(args) => verbs::rm::run(args, out),
+        Verb::Gc(args) => verbs::gc::run(args, out),
         Verb::Merge(args) => verbs::merge::run(args, out),
         Verb::Inspect(args) => verbs::inspect::run(args, out),
         Verb::Verify(args) => verbs::verify::run(args, out),

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// `__SO_ACCEPTCON`.
@@ -64,7 +65,7 @@ pub(crate) fn check_free(path: &Path) -> Result<(), Failure> {
             let message = format!("{} exists and is not a socket", path.display());
             Err(Failure::new(Exit::Usage, message).with_help(help))
         }
-        Ok(_) if listening()?.contains(&absolute(path)) => {
+        Ok(_) if sockets(LISTENS)?.contains(&absolute(path)) => {
             let message = format!("Another program listens on {}", path.display());
             Err(Failure::new(Exit::Usage, message).with_help(help))
         }
@@ -76,7 +77,7 @@ pub(crate) fn check_free(path: &Path) -> Result<(), Failure> {
 ///
 /// A socket that the command only connects to, such as that of a TPM or file system daemon, is no clash.
 pub(crate) fn in_use(command: &[String]) -> Result<Vec<PathBuf>, Failure> {
-    let listening = listening()?;
+    let listening = sockets(LISTENS)?;
     let mut found = BTreeSet::new();
     let before = std::iter::once("").chain(command.iter().map(String::as_str));
     for (before, word) in before.zip(command) {
@@ -89,19 +90,31 @@ pub(crate) fn in_use(command: &[String]) -> Result<Vec<PathBuf>, Failure> {
     Ok(found.into_iter().collect())
 }
 
-fn listening() -> Result<BTreeSet<PathBuf>, Failure> {
-    let list = Path::new("/proc/net/unix");
-    let text = fs::read(list).map_err(|e| Failure::io("read", list, &e))?;
-    Ok(parse(&String::from_utf8_lossy(&text)))
+/// Whether a path is a socket of this user that nobody has any more: neither in this network namespace, nor in another one, where
+/// only a try to connect tells.
+pub(crate) fn is_left_over(path: &Path) -> Result<bool, Failure> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Ok(false) };
+    let is_own = meta.file_type().is_socket() && meta.uid() == rustix::process::geteuid().as_raw();
+    if !is_own || sockets(0)?.contains(&absolute(path)) {
+        return Ok(false);
+    }
+    Ok(UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-fn parse(list: &str) -> BTreeSet<PathBuf> {
+/// The paths of the sockets that have these flags.
+fn sockets(flags: u64) -> Result<BTreeSet<PathBuf>, Failure> {
+    let list = Path::new("/proc/net/unix");
+    let text = fs::read(list).map_err(|e| Failure::io("read", list, &e))?;
+    Ok(parse(&String::from_utf8_lossy(&text), flags))
+}
+
+fn parse(list: &str, wanted: u64) -> BTreeSet<PathBuf> {
     let path = |line: &str| {
         let mut words = line.splitn(8, ' ').filter(|word| !word.is_empty());
         let flags = u64::from_str_radix(words.nth(3)?, 16).ok()?;
         // The inode's column is padded, so what is left begins with it.
         let path = line.find('/').and_then(|at| line.get(at..)).or_else(|| line.split(' ').next_back())?;
-        (flags & LISTENS != 0).then(|| PathBuf::from(path))
+        (flags & wanted == wanted).then(|| PathBuf::from(path))
     };
     list.lines().skip(1).filter_map(path).collect()
 }
@@ -113,7 +126,7 @@ fn absolute(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::{UnixDatagram, UnixListener};
 
     #[test]
     fn a_listening_socket_is_found_and_a_left_over_one_is_not() {
@@ -131,8 +144,16 @@ mod tests {
         assert!(check_free(&dead).is_ok());
         assert!(check_free(&folder.path().join("new")).is_ok());
         assert_eq!(check_free(&live).unwrap_err().exit(), Exit::Usage);
-        drop(listener);
+        assert!(is_left_over(&dead).unwrap());
+        for kept in [&live, &folder.path().join("new"), &folder.path().to_owned()] {
+            assert!(!is_left_over(kept).unwrap(), "{}", kept.display());
+        }
+        let datagrams = folder.path().join("datagrams");
+        let socket = UnixDatagram::bind(&datagrams).unwrap();
+        assert!(!is_left_over(&datagrams).unwrap(), "nobody listens on it, and it is in use");
+        drop((listener, socket));
         assert!(check_free(&live).is_ok());
+        assert!(is_left_over(&live).unwrap());
     }
 
     #[test]

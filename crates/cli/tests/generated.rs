@@ -23,8 +23,8 @@ fn man_pages_and_completions_come_from_the_definition() {
         names
     };
     let verbs = [
-        "audit", "generate", "inspect", "list", "plan", "policy", "ps", "restore", "rm", "merge", "run",
-        "save", "verify",
+        "audit", "gc", "generate", "inspect", "list", "plan", "policy", "ps", "restore", "rm", "merge",
+        "run", "save", "verify",
     ];
     let mut pages: Vec<String> = verbs.iter().map(|verb| format!("elision-{verb}.1")).collect();
     pages.extend(["elision.1", "elision-policy-check.1"].map(str::to_owned));

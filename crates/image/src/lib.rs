@@ -45,7 +45,7 @@ pub use manifest::{
     Vmm, Way, timestamp,
 };
 pub use merge::merge;
-pub use partial::{partial_path, remove_image, remove_stale, remove_unfinished};
+pub use partial::{Unfinished, partial_folders, partial_path, remove_image, remove_stale, remove_unfinished};
 pub use precopy::Precopy;
 pub use ram_reader::RamReader;
 pub use ram_writer::RamStats;

@@ -13,12 +13,15 @@ use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, fstat, lstat};
 use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What an image's folder holds.
 const FILES: [&str; 7] = [MANIFEST, RAM, RAM_PACKED, STATE, EXCLUSIONS, INHERITED, WORKING_SET];
+/// What stands before and behind an image's name in that of its partial folder.
+const BEFORE: &str = ".";
+const BEHIND: &str = ".elision-partial";
 /// How often a folder may vanish between being seen and being locked.
 const TRIES: usize = 16;
 /// How long a lock is waited for that a guardian is about to give back: a busy disk removes a large file slowly.
@@ -28,9 +31,9 @@ const STEP: Duration = Duration::from_millis(10);
 /// Where the image `target` is written until it is whole.
 pub fn partial_path(target: &Path) -> Result<PathBuf, ImageError> {
     let name = target.file_name().ok_or_else(|| ImageError::BadTarget(target.to_owned()))?;
-    let mut partial = std::ffi::OsString::from(".");
+    let mut partial = std::ffi::OsString::from(BEFORE);
     partial.push(name);
-    partial.push(".elision-partial");
+    partial.push(BEHIND);
     Ok(target.with_file_name(partial))
 }
 
@@ -53,20 +56,57 @@ pub fn remove_unfinished(partial: &Path) -> Result<bool, ImageError> {
     }
 }
 
+/// The partial folders in `folder`, by their names.
+pub fn partial_folders(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let failed = |e| ImageError::io("list", folder, e);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes().strip_prefix(BEFORE.as_bytes());
+        if name.and_then(|name| name.strip_suffix(BEHIND.as_bytes())).is_some_and(|name| !name.is_empty()) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A partial folder whose saver is dead, locked so that no other takes it.
+#[derive(Debug)]
+pub struct Unfinished {
+    path: PathBuf,
+    bytes: u64,
+    _lock: File,
+}
+
+impl Unfinished {
+    /// Locks it; `None` if it is gone. Refused while a saver is at work in it, if it is another user's, and if anything is
+    /// in it that is no part of an image.
+    pub fn lock(partial: &Path) -> Result<Option<Self>, ImageError> {
+        let Some(lock) = lock(partial, partial)? else { return Ok(None) };
+        Ok(Some(Self { path: partial.to_owned(), bytes: stored(partial)?, _lock: lock }))
+    }
+
+    /// What it takes on the disk, in bytes.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Removes it.
+    pub fn remove(self) -> Result<(), ImageError> {
+        remove(&self.path)
+    }
+}
+
 /// Removes a whole or damaged image. It is gone at once: what an interruption leaves has the name of an unfinished
 /// image. Refused if anything else stands in its folder.
 pub fn remove_image(image: &Path) -> Result<(), ImageError> {
     if !image.join(MANIFEST).is_file() {
         return Err(ImageError::NotAnImage(image.to_owned()));
     }
-    let failed = |e| ImageError::io("list", image, e);
-    for entry in fs::read_dir(image).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let is_ours = entry.file_name().to_str().is_some_and(|name| FILES.contains(&name));
-        if !is_ours || entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            return Err(ImageError::Stranger { image: image.to_owned(), path: entry.path() });
-        }
-    }
+    stored(image)?;
     let partial = partial_path(image)?;
     let Some(_lock) = lock(image, image)? else { return Err(ImageError::NotAnImage(image.to_owned())) };
     remove_stale(image)?;
@@ -219,6 +259,22 @@ fn remove(path: &Path) -> Result<(), ImageError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(ImageError::io("remove", path, e)),
         _ => Ok(()),
     }
+}
+
+/// Bytes that the files of an image take on the disk. Refused if anything else stands in its folder.
+fn stored(image: &Path) -> Result<u64, ImageError> {
+    let failed = |e| ImageError::io("list", image, e);
+    let mut bytes = 0;
+    for entry in fs::read_dir(image).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let is_ours = entry.file_name().to_str().is_some_and(|name| FILES.contains(&name));
+        if !is_ours || entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            return Err(ImageError::Stranger { image: image.to_owned(), path: entry.path() });
+        }
+        // Blocks are of 512 bytes, whatever the file system's are.
+        bytes += entry.metadata().map_or(0, |meta| meta.blocks().saturating_mul(512));
+    }
+    Ok(bytes)
 }
 
 fn check_absent(target: &Path) -> Result<(), ImageError> {

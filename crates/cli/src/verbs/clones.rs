@@ -17,11 +17,12 @@ use crate::output::{Output, table};
 use crate::text::{count, printable};
 use elision_image::Image;
 use elision_qemu::{Overlay, Restored, for_clone};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -55,6 +56,7 @@ pub(super) fn run(
     refuse_changing(&for_clone(command, &folder)?.1)?;
     let memory = GuestMemory::of(image, wishes)?;
     create(&folder).map_err(|e| e.with_help("Give a folder that does not exist yet by --folder FOLDER"))?;
+    let _lock = lock(&folder)?;
     let bar = out.progress("starting clones", number.into());
     // None runs before all are started: they would take the processors from each other.
     let started = at_once((1..=number).map(|n| folder.join(n.to_string())).collect(), |folder| {
@@ -94,6 +96,14 @@ fn beside(image: &Path) -> PathBuf {
 
 fn create(folder: &Path) -> Result<(), Failure> {
     DirBuilder::new().mode(0o700).create(folder).map_err(|e| Failure::io("create", folder, &e))
+}
+
+/// For as long as clones are started: what `elision gc` takes for left over may be just made.
+fn lock(folder: &Path) -> Result<File, Failure> {
+    let lock = File::open(folder).map_err(|e| Failure::io("open", folder, &e))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|e| Failure::io("lock", folder, &e.into()))?;
+    Ok(lock)
 }
 
 fn clone(

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 mod clones;
+pub(crate) mod gc;
 pub(crate) mod generate;
 pub(crate) mod guard;
 pub(crate) mod inspect;
