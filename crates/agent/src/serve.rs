@@ -63,7 +63,11 @@ pub(crate) fn run(options: &ServeOptions) -> Result<ExitCode, AgentError> {
     loop {
         agent.tick();
         match port.read(&mut buffer, agent.patience())? {
-            Incoming::Bytes(n) => reader.feed(buffer.get(..n).unwrap_or_default()),
+            Incoming::Bytes(n) => {
+                reader.feed(buffer.get(..n).unwrap_or_default());
+                // A restored agent ends the session of the save. It must not be that of a host that is quick to say hello.
+                agent.tick();
+            }
             Incoming::Nothing => continue,
             Incoming::Gone => {
                 agent.run_on("no host is connected any more");
