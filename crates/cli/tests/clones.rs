@@ -224,8 +224,8 @@ fn many_clones_of_the_recorded_command_have_disks_and_sockets_of_their_own() {
     if pages::in_full() {
         let lines = [
             "One image of a VM with 512 MiB and one vCPU, started many times by `elision restore --clones`. All of \
-             them have printed more lines before their memory is measured (PSS: of shared memory its part). They are let run some at a time, \
-             each until the guest's agent has given its network card a new address.\n",
+             them have printed more lines before their memory is measured (PSS: of shared memory its part). The last one runs when its \
+             guest's agent, like all others, has given its network card a new address.\n",
             "| clones | different generation ids | different MAC addresses | the last one runs after, s | the last one has printed a line after, s | memory of each, MiB | processors |",
             "|---|---|---|---|---|---|---|",
             &row,

@@ -157,7 +157,7 @@ fn a_restore_on_demand_is_about_as_fast_as_that_of_a_plain_image() {
     ];
     for (fill, command) in [
         ("text (numbers)", "seq 1 6000000 > /tmp/fill"),
-        ("random bytes", "head -c 48M /dev/urandom > /tmp/fill"),
+        ("random bytes", "head -c 50331648 /dev/urandom > /tmp/fill"),
     ] {
         let mut guest = options.boot().expect("the guest boots");
         sh(&mut guest, command);

@@ -38,6 +38,8 @@ pub(crate) struct Wanted {
     /// Of this, addresses of network cards come from `addresses`.
     pub(crate) identity: Identity,
     pub(crate) addresses: Addresses,
+    /// How many guests of this machine are asked at the same time, and wait for each other.
+    pub(crate) side_by_side: u32,
 }
 
 /// Which addresses the network cards are to have.
@@ -56,6 +58,12 @@ impl Wanted {
     pub(crate) fn needs_agent(&self) -> bool {
         self.addresses == Addresses::New || !self.identity.is_same()
     }
+
+    /// How long to wait for what takes one guest at most `limit`.
+    fn patience(&self, limit: Duration) -> Duration {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        limit * (self.side_by_side / u32::try_from(processors).unwrap_or(u32::MAX)).max(1)
+    }
 }
 
 /// Asks the agent of the VM behind a QMP socket.
@@ -72,8 +80,9 @@ pub(crate) fn put_in_order(
     if wanted.addresses != Addresses::Kept {
         wanted.identity.macs = macs()?;
     }
-    let order = match socket(args, qmp, needed || wanted.expected) {
-        Ok(Some(socket)) => ask(&socket, wanted.identity).map(Some),
+    let hello_limit = wanted.patience(HELLO_LIMIT);
+    let order = match socket(args, qmp, needed || wanted.expected, hello_limit) {
+        Ok(Some(socket)) => ask(&socket, wanted, hello_limit).map(Some),
         Ok(None) => Ok(None),
         Err(failure) => Err(failure),
     };
@@ -100,35 +109,37 @@ fn failed(error: &AgentError) -> Failure {
 }
 
 /// The socket of the agent's port. If there `must` be an agent it is waited for; else there may be none.
-fn socket(args: &AgentArgs, qmp: &Path, must: bool) -> Result<Option<PathBuf>, Failure> {
+fn socket(args: &AgentArgs, qmp: &Path, must: bool, limit: Duration) -> Result<Option<PathBuf>, Failure> {
     if let Some(socket) = &args.agent {
         return Ok(Some(socket.clone()));
     }
     let mut vm = Vm::attach(qmp)?;
-    let until = Instant::now() + HELLO_LIMIT;
+    let until = Instant::now() + limit;
     loop {
         match find::port(&mut vm)? {
             Some(port) if port.open => return Ok(Some(port.socket)),
             _ if !must => return Ok(None),
             Some(_) if Instant::now() < until => std::thread::sleep(BREAK),
-            Some(_) => return Err(failed(&AgentError::Silent(HELLO_LIMIT))),
+            Some(_) => return Err(failed(&AgentError::Silent(limit))),
             None => return Err(Failure::new(Exit::Failed, "The restored VM has no port for an agent")),
         }
     }
 }
 
-fn ask(socket: &Path, identity: Identity) -> Result<Order, Failure> {
+fn ask(socket: &Path, wanted: Wanted, hello_limit: Duration) -> Result<Order, Failure> {
     let failed = |error: AgentError| failed(&error);
-    let mut client = Client::connect(socket, HELLO_LIMIT).map_err(failed)?;
+    let mut client = Client::connect(socket, hello_limit).map_err(failed)?;
     let seed: [u8; SEED_BYTES] = random().map_err(|e| Failure::io("read", Path::new(RANDOM), &e))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let limit = wanted.patience(ORDER_LIMIT);
+    let identity = wanted.identity;
     let new_addresses = !identity.macs.is_empty();
     let ask = Ask::Restored {
         unix_time_ns: u64::try_from(now.as_nanos()).ok(),
         seed: Some(seed.iter().map(|byte| format!("{byte:02x}")).collect()),
         identity,
     };
-    let Answer::Restored(mut report) = client.ask(&ask, ORDER_LIMIT).map_err(failed)? else {
+    let Answer::Restored(mut report) = client.ask(&ask, limit).map_err(failed)? else {
         return Err(failed(AgentError::OtherAnswer));
     };
     if new_addresses && report.network_cards.is_none() {

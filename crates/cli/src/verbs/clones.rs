@@ -59,32 +59,43 @@ pub(super) fn run(
     let _lock = lock(&folder)?;
     let bar = out.progress("starting clones", number.into());
     // None runs before all are started: they would take the processors from each other.
-    let started = at_once((1..=number).map(|n| folder.join(n.to_string())).collect(), |folder| {
+    let folders = (1..=number).map(|n| folder.join(n.to_string())).collect();
+    let started = at_once(folders, workers(), |folder| {
         let vm = clone(args, image, &memory, command, &folder);
         bar.inc(1);
         vm
     });
     bar.finish_and_clear();
-    let (started, failures): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
-    let started: Vec<_> = started.into_iter().flatten().collect();
+    let mut failures = Vec::new();
+    let started = well(started, &mut failures);
     let pids: Vec<_> = started.iter().map(|(vm, _)| vm.pid).collect();
-    let running = at_once(started, |(mut vm, restored)| {
-        if failures.is_empty() && !args.paused {
-            vm.go_on(restored, begin)?;
-            vm.put_in_order(args, image)?;
-        }
-        Ok(vm)
-    });
-    let failures = failures.into_iter().filter_map(Result::err);
-    let (clones, more): (Vec<_>, Vec<_>) = running.into_iter().partition(Result::is_ok);
-    if let Some(failure) = failures.chain(more.into_iter().filter_map(Result::err)).next() {
+    let mut clones: Vec<_> = Vec::new();
+    if failures.is_empty() {
+        let running = at_once(started, workers(), |(mut vm, restored)| {
+            if !args.paused {
+                vm.go_on(restored, begin)?;
+            }
+            Ok(vm)
+        });
+        clones = well(running, &mut failures);
+    }
+    if failures.is_empty() {
+        // All agents at the same time: those that came later would get ever less of the processors beside guests that run.
+        let in_order = at_once(clones, pids.len(), |mut vm| vm.put_in_order(args, image).map(|()| vm));
+        clones = well(in_order, &mut failures);
+    }
+    if let Some(failure) = failures.into_iter().next() {
         end(&pids, &folder);
         return Err(failure);
     }
-    let clones = clones.into_iter().flatten().collect();
     let total_ms = begin.elapsed().as_secs_f64() * 1000.0;
     out.result(&Clones { image: args.image.clone(), folder, clones, total_ms }, human)?;
     Ok(Exit::Done)
+}
+
+/// What went well; the rest joins the failures.
+fn well<T>(results: Vec<Result<T, Failure>>, failures: &mut Vec<Failure>) -> Vec<T> {
+    results.into_iter().filter_map(|result| result.map_err(|failure| failures.push(failure)).ok()).collect()
 }
 
 /// `IMAGE-clones`.
@@ -119,13 +130,18 @@ fn clone(
     one(args, image, (memory, false), (&command, false), &folder.join("qmp.sock"), Instant::now())
 }
 
+/// How many VMs are started at the same time: each waits for its QEMU now and then.
+fn workers() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Does something with each of `items`, with some of them at the same time, and with none any more when one has
 /// failed. What is done stands in the order of the items.
 fn at_once<I: Send, T: Send>(
     items: Vec<I>,
+    workers: usize,
     work: impl Fn(I) -> Result<T, Failure> + Sync,
 ) -> Vec<Result<T, Failure>> {
-    let workers = 2 * std::thread::available_parallelism().map_or(1, usize::from);
     let queue = Mutex::new((items.into_iter().enumerate(), false));
     let done = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {

@@ -122,7 +122,7 @@ fn wanted(args: &RestoreArgs, expected: bool) -> Wanted {
         (false, Some(_)) if !args.keep_mac => Addresses::NewIfPossible,
         (false, _) => Addresses::Kept,
     };
-    Wanted { expected, identity, addresses }
+    Wanted { expected, identity, addresses, side_by_side: args.clones.unwrap_or(1).into() }
 }
 
 fn refuse_without_agent(args: &RestoreArgs) -> Result<(), Failure> {
