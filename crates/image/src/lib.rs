@@ -20,6 +20,7 @@ mod checksum;
 mod drain;
 mod error;
 mod exclusions;
+mod inherit;
 mod link;
 mod manifest;
 mod merge;
@@ -42,7 +43,7 @@ pub use error::ImageError;
 pub use exclusions::{EditKind, EditMeta, Exclusions, ExclusionsError};
 pub use manifest::{
     Base, Completeness, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, Guest, Manifest, RamFile, Times,
-    Vmm, Way, timestamp,
+    Vmm, Way, WholeRam, timestamp,
 };
 pub use merge::merge;
 pub use partial::{Unfinished, partial_folders, partial_path, remove_image, remove_stale, remove_unfinished};

@@ -54,6 +54,13 @@ impl Image {
         Ok(Content { memory, data: joined([common(&data, &inherited), stored].concat()) })
     }
 
+    /// What of its RAM may be other than zero, ascending.
+    pub(crate) fn populated(&self) -> Result<Runs, ImageError> {
+        let Some(base) = self.base() else { return Ok(self.ram()?.populated()) };
+        let own = Ram::private(&self.open_ram()?, self.manifest().ram_layout.clone())?.populated();
+        Ok(joined([own, common(&base.populated()?, &self.inherited()?)].concat()))
+    }
+
     /// What a link does not hold itself.
     pub(crate) fn inherited(&self) -> Result<Runs, ImageError> {
         let Some(sum) = &self.manifest().files.inherited else { return Ok(Vec::new()) };

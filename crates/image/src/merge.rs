@@ -28,18 +28,19 @@ pub fn merge(image: &Image, all: bool, progress: &(dyn Fn(u64) + Sync)) -> Resul
         Some(_) => common(&image.inherited()?, &base.inherited()?),
         None => Vec::new(),
     };
-    let built_on = next.map(|next| built_on(next, image)).transpose()?;
     let Content { memory, data } = image.content()?;
     let data = common(&data, &rest(&inherited, len));
     let layout = image.manifest().ram_layout.clone();
-    let all = joined([data.clone(), inherited.clone()].concat());
+    let all = joined([&data[..], &inherited].concat());
     let ram = memory.into_whole_ram(layout, all)?;
+    let built_on = next.map(|next| built_on(next, image, inherited)).transpose()?;
     let partial = Partial::replacing(image.dir())?;
-    let writer = ImageWriter::rewrite(partial, built_on, ram, data, inherited)?;
+    let writer = ImageWriter::rewrite(partial, built_on, ram, data)?;
     writer.finish_as(image, progress)
 }
 
-fn built_on(next: &Image, image: &Image) -> Result<BuiltOn, ImageError> {
+fn built_on(next: &Image, image: &Image, inherited: Runs) -> Result<BuiltOn, ImageError> {
     let path = path_to(next.dir(), image.dir())?;
-    Ok(BuiltOn { ram: next.ram()?, image: Image::open(next.dir())?, path })
+    let inherited = Some((inherited, image.manifest().files.whole.clone()));
+    Ok(BuiltOn { image: Image::open(next.dir())?, path, inherited })
 }

@@ -32,14 +32,11 @@ const MISSING: u8 = 4;
 const HELD: u8 = 8;
 /// The plan leaves it out, or it is late: it is no part of the data.
 const OUT: u8 = 16;
-/// It is in memory, as the base has it.
-const SAME: u8 = 32;
 
 /// RAM that arrives before its plan, made by [`ImageWriter::begin_precopy`](crate::ImageWriter::begin_precopy).
 #[derive(Debug)]
 pub struct Precopy {
     staging: Staging,
-    is_over_base: bool,
     layout: RamLayout,
     /// For each page of the file.
     marks: Vec<u8>,
@@ -52,26 +49,19 @@ impl Precopy {
         tasks(ram, &ram.populated(), guess).iter().map(Task::bytes).sum::<u64>() <= available()
     }
 
-    /// Nothing has come yet. `base` is what the image builds on holds.
-    pub(crate) fn new(ram: &Ram, guess: &Plan, base: Option<Staging>) -> io::Result<Self> {
+    /// Nothing has come yet.
+    pub(crate) fn new(ram: &Ram, guess: &Plan) -> io::Result<Self> {
         let tasks = tasks(ram, &ram.populated(), guess);
         let layout = ram.layout().clone();
-        let is_over_base = base.is_some();
-        let staging = match base {
-            Some(staging) => staging,
-            None => {
-                let staging = Staging::new(layout.file_len())?;
-                prefer_huge(&staging, &tasks.iter().map(Task::range).collect::<Vec<_>>());
-                staging
-            }
-        };
+        let staging = Staging::new(layout.file_len())?;
+        prefer_huge(&staging, &tasks.iter().map(Task::range).collect::<Vec<_>>());
         // What the guest does not see is not taken either.
         let mut marks = vec![PRIVATE; index(FileOffset(layout.file_len()))];
         for region in layout.regions() {
             let end = FileOffset(region.offset.0 + region.len);
             marks.get_mut(index(region.offset)..index(end)).unwrap_or_default().fill(0);
         }
-        let mut precopy = Self { staging, is_over_base, layout, marks };
+        let mut precopy = Self { staging, layout, marks };
         precopy.mark_drops(guess, |reason| match reason {
             DropReason::Free | DropReason::FreePerCpu | DropReason::FreeHuge => FREE,
             _ => PRIVATE,
@@ -85,12 +75,8 @@ impl Precopy {
         if *mark & (PRIVATE | FREE) != 0 {
             *mark = *mark & PRIVATE | MISSING;
         } else if let Some(page) = self.staging.page(offset) {
-            if self.is_over_base && *mark & HELD == 0 && page == bytes {
-                *mark = HELD | SAME;
-            } else if *mark & SAME == 0 || page != bytes {
-                *page = *bytes;
-                *mark = HELD;
-            }
+            *page = *bytes;
+            *mark = HELD;
         }
     }
 
@@ -146,13 +132,8 @@ pub(crate) struct Settled {
 }
 
 impl Settled {
-    /// Carries out the plan, but for what is late. What it changes must have come as the plan saw it. What is as in `base`
-    /// is inherited.
-    pub(crate) fn carry_out(
-        self,
-        plan: &Plan,
-        base: Option<&Ram>,
-    ) -> Result<(Staging, RamLayout, Written), ImageError> {
+    /// Carries out the plan, but for what is late. What it changes must have come as the plan saw it.
+    pub(crate) fn carry_out(self, plan: &Plan) -> Result<(Staging, RamLayout, Written), ImageError> {
         let Self { precopy: Precopy { mut staging, layout, mut marks, .. }, watched } = self;
         let place = |gfn: Gfn| layout.offset_of(gfn.gpa(), PAGE).unwrap_or(FileOffset(u64::MAX));
         for (gfn, seen) in watched.each() {
@@ -177,29 +158,20 @@ impl Settled {
                 *mark |= OUT;
             }
         }
-        // It may have become so after it was something else.
-        let is_same = |staging: &mut Staging, offset: FileOffset| {
-            let mut there = [0; PAGE_SIZE];
-            base.is_some_and(|base| base.read_file(offset, &mut there))
-                && staging.page(offset).is_some_and(|page| *page == there)
-        };
-        let (mut data, mut inherited) = (Vec::new(), Vec::new());
+        let mut data = Vec::new();
         for (i, mark) in (0..).zip(&marks) {
             let offset = FileOffset(i * PAGE);
             match mark & (HELD | OUT) {
-                HELD if mark & SAME != 0 || is_same(&mut staging, offset) => {
-                    add(&mut inherited, offset, PAGE_SIZE);
-                }
                 HELD => add(&mut data, offset, PAGE_SIZE),
                 0 | OUT => {}
                 _ => staging.page(offset).into_iter().for_each(|page| page.fill(0)),
             }
         }
-        let written = data.iter().chain(&inherited).map(|run| run.end.0 - run.start.0).sum();
+        let written = data.iter().map(|run| run.end.0 - run.start.0).sum();
         let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
         let all = layout.ram_bytes();
         let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
-        Ok((staging, layout, Written { stats, data, inherited, late }))
+        Ok((staging, layout, Written { stats, data, late }))
     }
 }
 

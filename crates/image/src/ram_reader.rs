@@ -101,7 +101,7 @@ impl RamReader {
     }
 
     /// Bytes from an offset of the plain RAM file on, which are not checked unless they are unpacked.
-    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let end = offset + bytes.len() as u64;
         let part = |bytes: &mut [u8], start: u64, end: u64| -> io::Result<std::ops::Range<usize>> {
             let place = |at: u64| usize::try_from(at - offset).map_err(io::Error::other);

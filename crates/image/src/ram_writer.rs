@@ -117,8 +117,6 @@ pub(crate) struct Written {
     pub(crate) stats: RamStats,
     /// The parts that hold something else than zeros, ascending.
     pub(crate) data: Runs,
-    /// The parts that are what they are in the base, ascending.
-    pub(crate) inherited: Runs,
     pub(crate) late: Late,
 }
 
@@ -138,8 +136,6 @@ struct Work<'a> {
     place: Place,
     /// Late frames of it are written later.
     is_late: bool,
-    /// The memory holds what the base holds.
-    is_over_base: bool,
     /// Where a copy in memory goes.
     memory: &'a mut [u8],
 }
@@ -156,7 +152,6 @@ enum Place {
 #[derive(Default)]
 struct Done {
     data: Runs,
-    inherited: Runs,
     at_once: Vec<(Range<u64>, Option<Hash>)>,
 }
 
@@ -205,7 +200,7 @@ pub(crate) fn copy(
         }
         Ok(done)
     };
-    let Done { mut data, mut inherited, mut at_once } = thread::scope(|scope| {
+    let Done { mut data, mut at_once } = thread::scope(|scope| {
         let worker = &worker;
         let others = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(move || worker(false)));
         let writers = (0..writers).map(|_| scope.spawn(move || worker(true)));
@@ -218,10 +213,9 @@ pub(crate) fn copy(
         all
     })?;
     data.sort_by_key(|run| run.start);
-    inherited.sort_by_key(|run| run.start);
     at_once.sort_by_key(|(range, _)| range.start);
 
-    let written = data.iter().chain(&inherited).map(|run| run.end.0 - run.start.0).sum();
+    let written = data.iter().map(|run| run.end.0 - run.start.0).sum();
     let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
     let all = ram.layout().ram_bytes();
     let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
@@ -229,13 +223,12 @@ pub(crate) fn copy(
         chunks: at_once.iter().map(|(range, _)| FileOffset(range.start)..FileOffset(range.end)).collect(),
         hashes: at_once.into_iter().filter_map(|(range, hash)| Some((range.start / chunk, hash?))).collect(),
     };
-    Ok((Written { stats, data, inherited, late }, at_once))
+    Ok((Written { stats, data, late }, at_once))
 }
 
 impl Done {
     fn and(mut self, more: Self) -> Self {
         self.data.extend(more.data);
-        self.inherited.extend(more.inherited);
         self.at_once.extend(more.at_once);
         self
     }
@@ -251,7 +244,6 @@ fn work<'a>(
 ) -> Vec<Work<'a>> {
     let end = fits(tasks, room.bytes, chunk).0;
     let ready = room.ready.0;
-    let is_over_base = room.is_over_base;
     let mut memory = (0_u64..).zip(room.staging.pieces(usize::try_from(chunk).unwrap_or(usize::MAX)));
     let mut work: Vec<Work<'_>> = tasks
         .chunk_by(|a, b| a.offset.0 / chunk == b.offset.0 / chunk)
@@ -265,7 +257,7 @@ fn work<'a>(
                 _ => Place::Memory,
             };
             let (_, memory) = memory.by_ref().find(|(piece, _)| *piece == i)?;
-            Some(Work { tasks, range, place, is_late, is_over_base, memory })
+            Some(Work { tasks, range, place, is_late, memory })
         })
         .collect();
     work.sort_by_key(|work| work.place);
@@ -291,31 +283,17 @@ fn into_memory(
     buf: &mut [u8],
     done: &mut Done,
 ) -> Result<(), ImageError> {
-    let Work { tasks, range, memory, is_over_base, .. } = work;
-    let (mut runs, mut same) = (Vec::new(), Vec::new());
+    let Work { tasks, range, memory, .. } = work;
+    let mut runs = Vec::new();
     let mut put = |offset: FileOffset, bytes: &[u8]| {
+        add(&mut runs, offset, bytes.len());
         let at = usize::try_from(offset.0 - range.start).unwrap_or(usize::MAX);
         let place = memory.get_mut(at..at.saturating_add(bytes.len())).ok_or(ImageError::Unfinished(RAM))?;
-        if !is_over_base {
-            add(&mut runs, offset, bytes.len());
-            place.copy_from_slice(bytes);
-            return Ok(());
-        }
-        let pages = (0_u64..).zip(bytes.chunks(PAGE_SIZE).zip(place.chunks_mut(PAGE_SIZE)));
-        for (i, (page, place)) in pages {
-            let offset = FileOffset(offset.0 + i * PAGE);
-            if page == place {
-                add(&mut same, offset, PAGE_SIZE);
-            } else {
-                add(&mut runs, offset, PAGE_SIZE);
-                place.copy_from_slice(page);
-            }
-        }
+        place.copy_from_slice(bytes);
         Ok(())
     };
     tasks.iter().try_for_each(|task| one(ram, plan, task, buf, &mut put))?;
     done.data.extend(runs);
-    done.inherited.extend(same);
     Ok(())
 }
 

@@ -159,6 +159,16 @@ impl Image {
             .map_err(|reason| ImageError::Table { path, reason })
     }
 
+    /// Length and checksums of the chunks of its RAM, whatever images that comes from. Links of early versions have none.
+    pub(crate) fn whole_chunks(&self) -> Option<(u64, Vec<blake3::Hash>)> {
+        let files = &self.manifest.files;
+        match (&self.base, &files.whole) {
+            (None, _) => Some((files.ram.chunk_bytes, files.ram.chunk_hashes()?)),
+            (Some(_), Some(whole)) => Some((whole.chunk_bytes, whole.chunk_hashes(files.ram.bytes)?)),
+            (Some(_), None) => None,
+        }
+    }
+
     /// The device state's file.
     #[must_use]
     pub fn state_path(&self) -> PathBuf {
@@ -281,6 +291,9 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
     }
     if files.ram.chunk_hashes().is_none() {
         return Err(bad(format!("its list of checksums does not fit the length of {RAM}")));
+    }
+    if files.whole.as_ref().is_some_and(|whole| !is_link || whole.chunk_hashes(ram).is_none()) {
+        return Err(bad("its list of checksums of all RAM does not fit the length of RAM".to_owned()));
     }
     if files.state.bytes > STATE_BYTES || files.exclusions.bytes > exclusions::FILE_BYTES {
         return Err(bad(format!("it says that {STATE} or {EXCLUSIONS} is larger than any such file")));

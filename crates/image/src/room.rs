@@ -23,8 +23,6 @@ pub(crate) struct Room {
     pub(crate) ready: FileOffset,
     /// What of RAM was populated when it was made.
     pub(crate) populated: Vec<Range<FileOffset>>,
-    /// It holds what the base holds.
-    pub(crate) is_over_base: bool,
 }
 
 impl Room {
@@ -32,13 +30,7 @@ impl Room {
     pub(crate) fn new(ram: &Ram) -> std::io::Result<Self> {
         let staging = Staging::new(ram.layout().file_len())?;
         let ready = FileOffset(0);
-        Ok(Self { staging, bytes: available(), ready, populated: Vec::new(), is_over_base: false })
-    }
-
-    /// Memory that holds what the base holds: only what differs takes room.
-    pub(crate) fn over(base: Staging) -> Self {
-        let ready = FileOffset(u64::MAX);
-        Self { staging: base, bytes: u64::MAX, ready, populated: Vec::new(), is_over_base: true }
+        Ok(Self { staging, bytes: available(), ready, populated: Vec::new() })
     }
 
     /// Takes memory for what a copy by `guess` would hold, and maps what would be copied.
@@ -48,22 +40,14 @@ impl Room {
         let end = fits(&tasks, self.bytes, chunk_bytes(ram.file_len()));
         let parts: Vec<Range<FileOffset>> = tasks.iter().map(Task::range).collect();
         let staged = parts.get(..parts.partition_point(|part| part.start < end)).unwrap_or_default();
-        let take = |part: &Range<FileOffset>| match self.is_over_base {
-            true => self.staging.prefault(part),
-            false => self.staging.populate(part),
-        };
-        if !self.is_over_base {
-            prefer_huge(&self.staging, staged);
-        }
+        prefer_huge(&self.staging, staged);
         // Both are mere help: what fails here happens by itself while memory is copied.
         let mapped = parts.par_iter().try_for_each(|part| ram.prefault(part));
-        let populated = staged.par_iter().try_for_each(take);
+        let populated = staged.par_iter().try_for_each(|part| self.staging.populate(part));
         if let Err(error) = populated.and(mapped) {
             tracing::debug!(%error, "memory is mapped as it is copied, in the pause");
         }
-        if !self.is_over_base {
-            self.ready = end;
-        }
+        self.ready = end;
     }
 }
 

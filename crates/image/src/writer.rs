@@ -7,7 +7,9 @@
 //! ```
 
 use crate::drain::{Source, drain};
+use crate::inherit::inherit;
 use crate::link::{self, MAX_LINKS, path_to};
+use crate::manifest::WholeRam;
 use crate::partial::Partial;
 use crate::precopy::{Precopy, Settled};
 use crate::ram_writer::{AtOnce, Late, Written};
@@ -20,7 +22,7 @@ use crate::{
 };
 use crate::{Manifest, checksum, packed, ram_writer};
 use blake3::Hash;
-use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram, RamLayout, Staging, joined};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
 use elision_plan::{Edit, Plan};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::{File, OpenOptions};
@@ -53,7 +55,8 @@ pub(crate) struct BuiltOn {
     pub(crate) image: Image,
     /// From the folder of the image that is written.
     pub(crate) path: PathBuf,
-    pub(crate) ram: Ram,
+    /// What is inherited, where that is known before it is looked for, and the checksums of it all.
+    pub(crate) inherited: Option<(Runs, Option<WholeRam>)>,
 }
 
 /// RAM as far as it is copied.
@@ -84,44 +87,26 @@ impl RamImage {
 }
 
 impl RamImage {
-    /// Takes out of the copy what only the base holds.
-    fn withdraw(&mut self, base: &BuiltOn) {
-        self.gone(base).iter().for_each(|run| self.copy.clear(run));
-    }
-
-    /// What the base holds and the image does not.
-    fn gone(&self, base: &BuiltOn) -> Runs {
-        let Written { data, inherited, late, .. } = &self.written;
-        let place = |gfn: Gfn| self.copy.layout().offset_of(gfn.gpa(), PAGE_SIZE as u64);
-        let late = late.each().filter_map(|(gfn, _)| place(gfn));
-        let late = late.map(|start| start..FileOffset(start.0 + PAGE_SIZE as u64)).collect();
-        let held = joined([data.clone(), inherited.clone(), late].concat());
-        common(&base.ram.populated(), &rest(&held, self.copy.file_len()))
+    /// Takes out what is the same in the base, and says what that is.
+    fn inherit(&mut self, base: &mut BuiltOn) -> Result<(Runs, Option<WholeRam>), ImageError> {
+        if let Some(known) = base.inherited.take() {
+            return Ok(known);
+        }
+        let found = inherit(&self.copy, &self.written.data, &self.missing, &base.image)?;
+        self.missing = common(&self.missing, &found.data);
+        self.written.data = found.data;
+        Ok((found.inherited, Some(found.whole)))
     }
 }
 
 impl BuiltOn {
-    /// The memory of a copy that began as the base.
-    fn copied(&self, memory: Staging, layout: RamLayout, written: &Written) -> Result<Ram, ImageError> {
-        let data = joined([self.ram.populated(), written.data.clone()].concat());
-        Ok(memory.into_whole_ram(layout, data)?)
-    }
-
-    /// Whether it has this page there.
-    fn holds(&self, offset: FileOffset, page: &[u8]) -> bool {
-        let mut own = [0; PAGE_SIZE];
-        self.ram.read_file(offset, &mut own) && own == *page
-    }
-
     /// What the manifest says of it.
-    fn named(&self, image: &RamImage) -> Base {
+    fn named(&self, image: &RamImage, inherited: &Runs) -> Result<Base, ImageError> {
         let bytes = |runs: &Runs| runs.iter().map(|run| run.end.0 - run.start.0).sum();
-        Base {
-            path: self.path.clone(),
-            id: self.image.manifest().id.clone(),
-            inherited_bytes: bytes(&image.written.inherited),
-            withdrawn_bytes: bytes(&image.gone(self)),
-        }
+        let held = joined([&image.written.data[..], inherited].concat());
+        let gone = common(&self.image.populated()?, &rest(&held, image.copy.file_len()));
+        let (path, id) = (self.path.clone(), self.image.manifest().id.clone());
+        Ok(Base { path, id, inherited_bytes: bytes(inherited), withdrawn_bytes: bytes(&gone) })
     }
 }
 
@@ -148,18 +133,17 @@ impl ImageWriter {
         }
     }
 
-    /// Gives an image another form, in which it holds `data` of `ram` and inherits other parts. The rest of `ram` is zero.
+    /// Gives an image another form, in which it holds `data` of `ram`.
     pub(crate) fn rewrite(
         partial: Partial,
         base: Option<BuiltOn>,
         ram: Ram,
         data: Runs,
-        inherited: Runs,
     ) -> Result<Self, ImageError> {
         let mut writer = Self::in_folder(partial, base);
         let file = writer.new_file(RAM)?;
         file.set_len(ram.file_len()).map_err(|e| writer.failed("write", RAM, e))?;
-        let written = Written { stats: RamStats::default(), data, inherited, late: Late::default() };
+        let written = Written { stats: RamStats::default(), data, late: Late::default() };
         writer.ram = Some(RamImage::new(file, written, ram, AtOnce::default())?);
         Ok(writer)
     }
@@ -183,6 +167,16 @@ impl ImageWriter {
         self.level = Some(level);
     }
 
+    fn check_base(&self, ram: &Ram) -> Result<(), ImageError> {
+        match &self.base {
+            Some(BuiltOn { image, .. }) if image.manifest().files.ram.bytes != ram.layout().file_len() => {
+                let reason = "its VM has another amount of memory";
+                Err(ImageError::NoBase { path: image.dir().to_owned(), reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Has the image hold only what is not the same in another one. Its RAM must be copied by [`ImageWriter::write_ram`]
     /// or by [`ImageWriter::begin_precopy`]; it cannot be compressed.
     pub fn build_on(&mut self, base: &Path) -> Result<(), ImageError> {
@@ -194,8 +188,8 @@ impl ImageWriter {
         if image.chain().count() >= MAX_LINKS {
             return Err(bad("it is at the end of a long chain: merge some of its links first"));
         }
-        let (path, ram) = (path_to(base, self.partial.target())?, image.ram()?);
-        self.base = Some(BuiltOn { image, path, ram });
+        let path = path_to(base, self.partial.target())?;
+        self.base = Some(BuiltOn { image, path, inherited: None });
         Ok(())
     }
 
@@ -218,20 +212,7 @@ impl ImageWriter {
     }
 
     fn empty_room(&self, ram: &Ram) -> Result<Room, ImageError> {
-        match self.over_base(ram)? {
-            Some(base) => Ok(Room::over(base)),
-            None => Room::new(ram).map_err(|e| self.failed("take memory for", RAM, e)),
-        }
-    }
-
-    /// Memory that holds what the base holds.
-    fn over_base(&self, ram: &Ram) -> Result<Option<Staging>, ImageError> {
-        let Some(BuiltOn { image, .. }) = &self.base else { return Ok(None) };
-        if image.manifest().files.ram.bytes != ram.layout().file_len() {
-            let reason = "its VM has another amount of memory";
-            return Err(ImageError::NoBase { path: image.dir().to_owned(), reason });
-        }
-        Ok(Some(image.content()?.memory))
+        Room::new(ram).map_err(|e| self.failed("take memory for", RAM, e))
     }
 
     /// Copies RAM as the plan says, with `threads` threads (at least one, at most 64): into memory as far as the
@@ -241,6 +222,7 @@ impl ImageWriter {
     /// The plan's late frames are kept in memory until [`ImageWriter::write_late`].
     pub fn write_ram(&mut self, ram: &Ram, plan: &Plan, threads: usize) -> Result<RamStats, ImageError> {
         self.ram = None;
+        self.check_base(ram)?;
         let file = self.new_file(RAM)?;
         let mut room = self.room.take().map_or_else(|| self.empty_room(ram), Ok)?;
         let direct = open_direct(&self.path(RAM));
@@ -248,11 +230,7 @@ impl ImageWriter {
         let path = self.partial.path();
         let (written, at_once) = ram_writer::copy(target, path, ram, plan, &mut room, threads)?;
         let stats = written.stats;
-        let layout = ram.layout().clone();
-        let copy = match &self.base {
-            Some(base) => base.copied(room.staging, layout, &written)?,
-            None => room.staging.into_ram(layout, &self.open(RAM)?, &at_once.chunks)?,
-        };
+        let copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, &at_once.chunks)?;
         self.ram = Some(RamImage::new(file, written, copy, at_once)?);
         Ok(stats)
     }
@@ -277,7 +255,8 @@ impl ImageWriter {
     /// Begins to take RAM that comes page by page while the VM runs, before there is a plan for it: into memory. `guess`
     /// is a plan that drops about what the plan is going to drop.
     pub fn begin_precopy(&self, ram: &Ram, guess: &Plan) -> Result<Precopy, ImageError> {
-        Precopy::new(ram, guess, self.over_base(ram)?).map_err(|e| self.failed("take memory for", RAM, e))
+        self.check_base(ram)?;
+        Precopy::new(ram, guess).map_err(|e| self.failed("take memory for", RAM, e))
     }
 
     /// Takes RAM of which every page has come. `ram` is what the plan was made on, and the VM has not run since.
@@ -287,23 +266,15 @@ impl ImageWriter {
         Ok(())
     }
 
-    /// Does what could wait until the VM runs again: carries out the plan in RAM that came before it, and takes out of
-    /// the copy what only the base holds. Late frames still wait.
+    /// Does what could wait until the VM runs again: carries out the plan in RAM that came before it. Late frames still wait.
     pub fn end_pause(&mut self, plan: &Plan) -> Result<(), ImageError> {
         if let Some(settled) = self.settled.take() {
             self.ram = None;
-            let (staging, layout, written) =
-                settled.carry_out(plan, self.base.as_ref().map(|base| &base.ram))?;
+            let (staging, layout, written) = settled.carry_out(plan)?;
             let file = self.new_file(RAM)?;
             file.set_len(layout.file_len()).map_err(|e| self.failed("write", RAM, e))?;
-            let copy = match &self.base {
-                Some(base) => base.copied(staging, layout, &written)?,
-                None => staging.into_ram(layout, &self.open(RAM)?, &[])?,
-            };
+            let copy = staging.into_ram(layout, &self.open(RAM)?, &[])?;
             self.ram = Some(RamImage::new(file, written, copy, AtOnce::default())?);
-        }
-        if let (Some(base), Some(image)) = (&self.base, &mut self.ram) {
-            image.withdraw(base);
         }
         Ok(())
     }
@@ -322,7 +293,7 @@ impl ImageWriter {
 
     /// Makes the changes in the late frames that a look at the copy led to.
     pub fn write_late(&mut self, edits: &[Edit]) -> Result<RamStats, ImageError> {
-        let RamImage { written: Written { stats, data, inherited, late }, copy, missing, .. } =
+        let RamImage { written: Written { stats, data, late }, copy, missing, .. } =
             self.ram.as_mut().ok_or(ImageError::Unfinished(RAM))?;
         late.change(edits)?;
         for (gfn, frame) in late.each() {
@@ -333,19 +304,14 @@ impl ImageWriter {
             let offset = copy.layout().offset_of(gfn.gpa(), PAGE_SIZE as u64);
             let start = offset.ok_or(ImageError::BadPlan { gfn, reason: "a late frame is not RAM" })?;
             let run = start..FileOffset(start.0 + PAGE_SIZE as u64);
-            if self.base.as_ref().is_some_and(|base| base.holds(start, frame)) {
-                inherited.push(run);
-            } else {
-                missing.push(run.clone());
-                data.push(run);
-            }
+            missing.push(run.clone());
+            data.push(run);
             stats.written += PAGE_SIZE as u64;
             stats.zero = stats.zero.saturating_sub(PAGE_SIZE as u64);
         }
         *late = Late::default();
         *missing = joined(std::mem::take(missing));
         *data = joined(std::mem::take(data));
-        *inherited = joined(std::mem::take(inherited));
         Ok(*stats)
     }
 
@@ -374,12 +340,13 @@ impl ImageWriter {
         mut manifest: Manifest,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Manifest, ImageError> {
-        let image = self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
+        let mut image = self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
         if !image.written.late.is_empty() {
             return Err(ImageError::Unfinished(RAM));
         }
         let state = self.state.take().ok_or(ImageError::Unfinished(STATE))?;
         let exclusions = self.exclusions.take().ok_or(ImageError::Unfinished(EXCLUSIONS))?;
+        let inherits = self.base.as_mut().map(|base| image.inherit(base)).transpose()?;
         let (mut ram, name) = match self.level {
             Some(level) => (self.pack(&image, level, progress)?, RAM_PACKED),
             None => (self.drain(&image, progress)?, RAM),
@@ -389,7 +356,13 @@ impl ImageWriter {
         // Only now: a file system may choose blocks as late as the sync.
         let meta = self.open(name)?.metadata().map_err(|e| self.failed("look at", name, e))?;
         ram.stored_bytes = meta.blocks() * 512;
-        let inherited = self.write_inherited(&image)?;
+        let (mut inherited, mut whole) = (None, None);
+        manifest.base = None;
+        if let (Some(base), Some((runs, sums))) = (&self.base, inherits) {
+            inherited = Some(self.write_inherited(&runs, image.copy.file_len())?);
+            manifest.base = Some(base.named(&image, &runs)?);
+            whole = sums;
+        }
         manifest.format = match &self.base {
             Some(_) => FORMAT_LINK,
             None if self.level.is_some() => FORMAT_PACKED,
@@ -399,8 +372,8 @@ impl ImageWriter {
             manifest.id = fresh_id().map_err(|e| self.failed("make an id for", MANIFEST, e))?;
             manifest.times.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
         }
-        manifest.base = self.base.as_ref().map(|base| base.named(&image));
-        manifest.files = Files { ram, state: self.sum(STATE)?, exclusions: self.sum(EXCLUSIONS)?, inherited };
+        let (state, exclusions) = (self.sum(STATE)?, self.sum(EXCLUSIONS)?);
+        manifest.files = Files { ram, state, exclusions, inherited, whole };
 
         let mut text = serde_json::to_vec_pretty(&manifest).map_err(ImageError::Encode)?;
         text.push(b'\n');
@@ -412,16 +385,13 @@ impl ImageWriter {
     }
 
     /// Writes what a link does not hold itself.
-    fn write_inherited(&self, image: &RamImage) -> Result<Option<FileSum>, ImageError> {
-        if self.base.is_none() {
-            return Ok(None);
-        }
+    fn write_inherited(&self, inherited: &Runs, len: u64) -> Result<FileSum, ImageError> {
         let failed = |e| self.failed("write", INHERITED, e);
-        let map = link::encode(&image.written.inherited, image.copy.file_len()).map_err(failed)?;
+        let map = link::encode(inherited, len).map_err(failed)?;
         let mut file = self.new_file(INHERITED)?;
         file.write_all(&map).map_err(failed)?;
         self.sync(&file, INHERITED)?;
-        self.sum(INHERITED).map(Some)
+        self.sum(INHERITED)
     }
 
     /// Writes what is still in memory.

@@ -86,6 +86,13 @@ fn content(image: &Path) -> Vec<u8> {
     bytes
 }
 
+/// The checksums of all of an image's RAM.
+fn whole_chunks(image: &Path) -> String {
+    let image = Image::open(image).unwrap();
+    let files = &image.manifest().files;
+    files.whole.as_ref().map_or(files.ram.chunks.clone(), |whole| whole.chunks.clone())
+}
+
 /// Whether a byte fills a page of any file of an image.
 fn holds(image: &Path, byte: u8) -> bool {
     let bytes = std::fs::read(image.join("ram.img")).unwrap();
@@ -126,6 +133,7 @@ fn a_link_is_what_a_whole_image_is() {
             assert!(content(&path(name)) == content(&whole), "{way:?}, {name}");
             let image = Image::open(&path(name)).unwrap();
             assert_eq!(image.manifest().format, FORMAT_LINK);
+            assert_eq!(whole_chunks(&path(name)), whole_chunks(&whole), "{way:?}, {name}");
             let base = image.manifest().base.as_ref().unwrap();
             assert_eq!(base.path, Path::new("../first"));
             assert!(base.inherited_bytes > LEN / 2 && base.withdrawn_bytes > 0, "{base:?}");
@@ -155,7 +163,10 @@ fn links_are_folded_and_nothing_of_the_policy_before_is_in_what_comes_after() {
         link(&path(usize::from(n) + 10), None, &guest, &plan, Way::Read);
         wholes.push(content(&path(usize::from(n) + 10)));
     }
-    let check = |n: usize| assert!(content(&path(n)) == wholes[n], "image {n}");
+    let check = |n: usize| {
+        assert!(content(&path(n)) == wholes[n], "image {n}");
+        assert_eq!(whole_chunks(&path(n)), whole_chunks(&path(n + 10)), "image {n}");
+    };
     (0..6).for_each(check);
     assert!(holds(&path(0), 0x52), "control");
     assert!((3..6).all(|n| !holds(&path(n), 0x52)));

@@ -36,11 +36,6 @@ impl Staging {
         Ok(Self { map })
     }
 
-    /// Enters a part into this process's page tables, so that reading it soon takes no faults.
-    pub fn prefault(&self, part: &Range<FileOffset>) -> io::Result<()> {
-        self.advise(Advice::PopulateRead, part)
-    }
-
     /// Reads a part of a file to the same place.
     pub fn read_in(&mut self, file: &File, part: &Range<FileOffset>) -> io::Result<()> {
         let place = |offset: FileOffset| usize::try_from(offset.0).map_err(io::Error::other);
