@@ -17,6 +17,8 @@ use std::io;
 use std::ops::Range;
 
 const PIECE: u64 = 1 << 20;
+/// Some of them wait for the base's disk.
+const THREADS: usize = 8;
 
 /// What became of the data of a copy.
 #[derive(Debug)]
@@ -59,7 +61,9 @@ pub(crate) fn inherit(
         };
         Ok((without(&data, &inherited), inherited, hash))
     });
-    let parts: Vec<_> = parts.collect::<io::Result<_>>().map_err(failed)?;
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build();
+    let threads = threads.map_err(|e| failed(io::Error::other(e)))?;
+    let parts: Vec<_> = threads.install(|| parts.collect::<io::Result<_>>()).map_err(failed)?;
     let (mut own, mut inherited, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
     for (data, same, hash) in parts {
         own.extend(data);

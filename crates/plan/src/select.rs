@@ -64,6 +64,12 @@ impl Selection {
         self.processes.iter().filter(|p| self.excluded.contains(&p.pid))
     }
 
+    /// Whether an address space of an excluded process is being changed at this moment, which the kernel does also while
+    /// the process stands still, when it makes huge pages of it. What cannot be read is not.
+    pub fn is_being_changed(&self, kernel: &Kernel<'_>) -> bool {
+        self.excluded().filter_map(|p| p.mm).any(|mm| kernel.mm(mm).is_ok_and(|mm| mm.write_locked))
+    }
+
     /// The processes that stay.
     pub fn kept(&self) -> impl Iterator<Item = &Process> {
         self.processes.iter().filter(|p| !self.excluded.contains(&p.pid))

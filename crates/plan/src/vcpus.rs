@@ -57,8 +57,10 @@ impl Vcpus {
                 continue; // the guest has never started it
             }
             let base = if state.user_mode { state.kernel_gs_base } else { state.gs_base };
-            let Some(number) = kernel.cpu_by_gs(base) else {
-                // Between the entry from user mode and `swapgs`.
+            // Between user mode and `swapgs` the registers are still, or already, those of the task in user mode: nothing
+            // of a task that stays is touched there, and an excluded one is busy as anywhere in the kernel.
+            let number = kernel.cpu_by_gs(base).or_else(|| kernel.cpu_by_gs(state.kernel_gs_base));
+            let Some(number) = number else {
                 return Err(PlanError::VcpuBusy {
                     index: state.index,
                     what: "it is entering or leaving the kernel",

@@ -32,6 +32,8 @@ const HELLO_LIMIT: Duration = Duration::from_secs(3);
 const PREPARE_LIMIT: Duration = Duration::from_secs(20);
 /// For the processes to stand still.
 const FREEZE_LIMIT: Duration = Duration::from_secs(3);
+/// For the kernel to leave their memory alone then.
+const SETTLE_LIMIT: Duration = Duration::from_millis(100);
 /// For which time they may stand still.
 const CALM_LIMIT: Duration = Duration::from_secs(30);
 /// For the answer that they run on.
@@ -132,7 +134,7 @@ impl SaveAgent {
         if self.client.is_none() {
             return Ok(());
         }
-        self.look(kernel, policy)?;
+        let selection = self.look(kernel, policy)?;
         let ask = Ask::Freeze(Calm { limit_ms: millis(CALM_LIMIT), ..self.meant.clone() });
         let begin = Instant::now();
         let done = self.ask("freeze", &ask, FREEZE_LIMIT)?;
@@ -140,6 +142,7 @@ impl SaveAgent {
             self.frozen = Some(begin);
             self.report.processes = done.processes;
             self.report.notes.extend(done.notes);
+            selection.iter().for_each(|selection| settle(kernel, selection));
         }
         tracing::debug!(took = ?begin.elapsed(), frozen = self.frozen.is_some(), "the agent was asked to freeze");
         Ok(())
@@ -152,7 +155,7 @@ impl SaveAgent {
 
     /// Looks whom the policy selects at this moment, while the guest runs. A list that changes too fast to be read
     /// stays as it was: the agent finds descendants by itself, and the plan of the stopped VM decides.
-    fn look(&mut self, kernel: &Kernel<'_>, policy: &Policy) -> Result<(), Failure> {
+    fn look(&mut self, kernel: &Kernel<'_>, policy: &Policy) -> Result<Option<Selection>, Failure> {
         let found = retry(|| {
             kernel.ram().refresh();
             match Selection::of(kernel, policy) {
@@ -161,13 +164,17 @@ impl SaveAgent {
             }
         });
         match found {
-            Ok(found) => self.meant = meant(policy, &found?),
+            Ok(found) => {
+                let found = found?;
+                self.meant = meant(policy, &found);
+                Ok(Some(found))
+            }
             Err(error) if error.is_transient() => {
                 tracing::debug!(%error, "the guest changes while its processes are listed");
+                Ok(None)
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     /// Adds to the plan of the stopped VM that the agent in the copy knows that it is one.
@@ -294,6 +301,15 @@ impl SaveAgent {
     fn missing(&self, why: &str) -> Failure {
         Failure::new(Exit::Refused, format!("An agent in the guest is required, but {why}"))
             .with_help("Install elision-agent in the guest, or leave out `--agent-policy require`")
+    }
+}
+
+/// Waits until the kernel does not change the memory of processes that stand still.
+fn settle(kernel: &Kernel<'_>, selection: &Selection) {
+    let begin = Instant::now();
+    while selection.is_being_changed(kernel) && begin.elapsed() < SETTLE_LIMIT {
+        std::thread::sleep(Duration::from_millis(1));
+        kernel.ram().refresh();
     }
 }
 
