@@ -197,7 +197,8 @@ fn a_second_save_is_measured_beside_the_first() {
     let lines = [
         format!(
             "A VM with 2 GiB, of which 1 GiB is filled, saved as a whole, and again with `--base` after a process has written 5 % of \
-             the memory. {PAIRS} pairs, medians. *Saved* is the whole command. Elision was built as for tests.\n"
+             the memory. {PAIRS} pairs, medians. *Saved* is the whole command. Elision was built {}.\n",
+            pages::BUILD
         ),
         "| | saved, ms | paused, ms | stored, MiB |".to_owned(),
         "|---|---|---|---|".to_owned(),

@@ -2,12 +2,12 @@
 //!
 //! Nothing can be written to it. QEMU opens the file for writing even where it maps it private, so that is allowed.
 
-use elision_image::RamReader;
+use crate::chunks::Chunks;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyEntry, ReplyLseek, ReplyOpen, Request,
 };
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +16,6 @@ use std::time::{Duration, UNIX_EPOCH};
 const FILE: INodeNo = INodeNo(2);
 /// Nothing ever changes.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
-/// Most bytes of unpacked chunks that are kept: the kernel reads less than a chunk at a time.
-const KEPT: u64 = 16 << 20;
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 
@@ -43,23 +41,22 @@ impl Needed {
 /// The file system.
 #[derive(Debug)]
 pub(crate) struct OneFile {
-    ram: RamReader,
+    chunks: Arc<Chunks>,
     name: OsString,
-    recent: Mutex<VecDeque<(u64, Arc<Vec<u8>>)>>,
     needed: Option<Arc<Mutex<Needed>>>,
 }
 
 impl OneFile {
-    pub(crate) fn new(ram: RamReader, name: OsString, needed: Option<Arc<Mutex<Needed>>>) -> Self {
-        Self { ram, name, recent: Mutex::default(), needed }
+    pub(crate) fn new(chunks: Arc<Chunks>, name: OsString, needed: Option<Arc<Mutex<Needed>>>) -> Self {
+        Self { chunks, name, needed }
     }
 
     fn attributes(&self, inode: INodeNo) -> FileAttr {
         let is_file = inode == FILE;
         FileAttr {
             ino: inode,
-            size: if is_file { self.ram.bytes() } else { 0 },
-            blocks: if is_file { self.ram.bytes().div_ceil(512) } else { 0 },
+            size: if is_file { self.chunks.ram().bytes() } else { 0 },
+            blocks: if is_file { self.chunks.ram().bytes().div_ceil(512) } else { 0 },
             atime: UNIX_EPOCH,
             mtime: UNIX_EPOCH,
             ctime: UNIX_EPOCH,
@@ -75,24 +72,12 @@ impl OneFile {
         }
     }
 
-    fn chunk(&self, i: u64) -> io::Result<Arc<Vec<u8>>> {
-        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, bytes)) = recent().iter().find(|(chunk, _)| *chunk == i) {
-            return Ok(Arc::clone(bytes));
-        }
-        let mut bytes = Vec::new();
-        self.ram.read_chunk(i, &mut bytes)?;
-        let bytes = Arc::new(bytes);
-        let mut recent = recent();
-        recent.push_front((i, Arc::clone(&bytes)));
-        recent.truncate(usize::try_from(KEPT / self.ram.chunk_bytes()).unwrap_or(1).max(2));
-        Ok(bytes)
-    }
-
     /// What stands from `offset` on, cut at the end of the file.
     fn bytes(&self, offset: u64, size: u32) -> io::Result<Vec<u8>> {
-        let (chunk_bytes, end) =
-            (self.ram.chunk_bytes(), offset.saturating_add(size.into()).min(self.ram.bytes()));
+        let (chunk_bytes, end) = (
+            self.chunks.ram().chunk_bytes(),
+            offset.saturating_add(size.into()).min(self.chunks.ram().bytes()),
+        );
         let mut bytes = Vec::new();
         let mut at = offset;
         while at < end {
@@ -103,10 +88,10 @@ impl OneFile {
             let start = i * chunk_bytes;
             let stop = end.min(start + chunk_bytes);
             let index = |at: u64| usize::try_from(at - start).map_err(io::Error::other);
-            if self.ram.is_zero(i) {
+            if self.chunks.ram().is_zero(i) {
                 bytes.resize(bytes.len() + usize::try_from(stop - at).map_err(io::Error::other)?, 0);
             } else {
-                let chunk = self.chunk(i)?;
+                let chunk = self.chunks.get(i)?;
                 let part = chunk.get(index(at)?..index(stop)?).ok_or(io::ErrorKind::UnexpectedEof)?;
                 bytes.extend_from_slice(part);
             }
@@ -117,15 +102,16 @@ impl OneFile {
 
     /// Data and holes by chunks: a chunk that is not known to be zero is data.
     fn seek(&self, offset: i64, whence: i32) -> Result<i64, Errno> {
-        let end = self.ram.bytes();
+        let end = self.chunks.ram().bytes();
         let offset = u64::try_from(offset).ok().filter(|offset| *offset < end).ok_or(Errno::ENXIO)?;
         let data = match whence {
             SEEK_DATA => true,
             SEEK_HOLE => false,
             _ => return Err(Errno::EINVAL),
         };
-        let chunk_bytes = self.ram.chunk_bytes();
-        let found = (offset / chunk_bytes..self.ram.chunks()).find(|i| self.ram.is_zero(*i) != data);
+        let chunk_bytes = self.chunks.ram().chunk_bytes();
+        let found = (offset / chunk_bytes..self.chunks.ram().chunks())
+            .find(|i| self.chunks.ram().is_zero(*i) != data);
         let found = match found {
             Some(i) => offset.max(i * chunk_bytes),
             None if data => return Err(Errno::ENXIO),

@@ -13,6 +13,7 @@
 //! needs a page that is not in the cache any more gets SIGBUS; so it does for a page that is damaged in the image.
 
 mod ahead;
+mod chunks;
 mod file_system;
 mod mount;
 mod server;

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::ahead::{first_needed, read_ahead};
+use crate::chunks::Chunks;
 use crate::file_name;
 use crate::file_system::{Needed, OneFile};
 use crate::mount::{DEVICE, mount};
@@ -131,7 +132,15 @@ fn serve(path: &Path, options: ServeOptions) -> Result<(), ServeError> {
     let ram = RamReader::open(&image).map_err(bad)?;
     let ahead = if options.prefetch { first_needed(&image, &ram) } else { Vec::new() };
     let needed = options.record.then(Arc::<Mutex<Needed>>::default);
-    let chunk_bytes = ram.chunk_bytes();
+    let chunks = Arc::new(Chunks::new(ram));
+    // Begun before QEMU starts, which takes longer than that.
+    let unpacking = (!ahead.is_empty()).then(|| {
+        let chunks = Arc::clone(&chunks);
+        std::thread::spawn(move || {
+            chunks.read_ahead(&ahead);
+            ahead
+        })
+    });
 
     let failed = |e: io::Error| ServeError::new("make a FUSE file system", e);
     let device = File::options().read(true).write(true).open(DEVICE);
@@ -140,7 +149,7 @@ fn serve(path: &Path, options: ServeOptions) -> Result<(), ServeError> {
     let name = file_name(std::process::id());
     let mut config = Config::default();
     config.n_threads = Some(std::thread::available_parallelism().map_or(1, usize::from).min(THREADS));
-    let files = OneFile::new(ram, name.clone(), needed.clone());
+    let files = OneFile::new(Arc::clone(&chunks), name.clone(), needed.clone());
     // The kernel lets in this user alone; a page that a VM needs it may read in another's name.
     let session = Session::from_fd(files, device.into(), SessionACL::All, config).map_err(failed)?;
     let session = std::thread::spawn(move || session.run());
@@ -150,7 +159,11 @@ fn serve(path: &Path, options: ServeOptions) -> Result<(), ServeError> {
     drop(root);
     hand_over(file.as_fd()).map_err(|e| ServeError::new("hand the file over", e))?;
     // These end by themselves, and with them what they hold of the file.
-    std::thread::spawn(move || read_ahead(&file, chunk_bytes, &ahead));
+    std::thread::spawn(move || {
+        let Some(ahead) = unpacking.and_then(|unpacking| unpacking.join().ok()) else { return };
+        read_ahead(&file, chunks.ram().chunk_bytes(), &ahead);
+        chunks.end_ahead();
+    });
     let recorder = needed.map(|needed| std::thread::spawn(move || record(&image, &needed)));
     let _ = session.join();
     if let Some(recorder) = recorder {

@@ -9,6 +9,9 @@ pub fn in_full() -> bool {
     std::env::var_os("ELISION_ALL").is_some()
 }
 
+/// How what is measured was built, for pages with times.
+pub const BUILD: &str = if cfg!(debug_assertions) { "as for tests" } else { "for release" };
+
 /// Replaces the lines between `<!-- NAME -->` and `<!-- end of NAME -->` of a page of the repository.
 ///
 /// # Panics
