@@ -9,14 +9,14 @@
 
 use crate::checksum::{Parts, chunk_bytes, zeros};
 use crate::manifest::WholeRam;
-use crate::ranges::{Runs, add, common, rest};
+use crate::ranges::{Runs, add, common, pieces, rest};
 use crate::{Image, ImageError, RamReader};
 use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
 use rayon::prelude::*;
 use std::io;
 use std::ops::Range;
 
-const PIECE: u64 = 1 << 20;
+const PIECE: usize = 1 << 20;
 /// Some of them wait for the base's disk.
 const THREADS: usize = 8;
 
@@ -77,7 +77,7 @@ pub(crate) fn inherit(
 fn hash(copy: &Ram, chunk: &Range<FileOffset>, data: &[Range<FileOffset>]) -> io::Result<blake3::Hash> {
     let mut hash = Parts::new(chunk.start.0..chunk.end.0);
     let mut buf = Vec::new();
-    for piece in pieces(chunk).filter(|piece| !common(data, std::slice::from_ref(piece)).is_empty()) {
+    for piece in pieces(chunk, PIECE).filter(|piece| !common(data, std::slice::from_ref(piece)).is_empty()) {
         hash.add(piece.start.0, bytes(copy, &piece, &mut buf)?);
     }
     Ok(hash.finish())
@@ -86,7 +86,7 @@ fn hash(copy: &Ram, chunk: &Range<FileOffset>, data: &[Range<FileOffset>]) -> io
 /// The pages of `runs` that are the same in the base.
 fn same(copy: &Ram, runs: &[Range<FileOffset>], base: &RamReader) -> io::Result<Runs> {
     let (mut same, mut buf, mut there) = (Vec::new(), Vec::new(), Vec::new());
-    for piece in runs.iter().flat_map(pieces) {
+    for piece in runs.iter().flat_map(|run| pieces(run, PIECE)) {
         let here = bytes(copy, &piece, &mut buf)?;
         there.resize(here.len(), 0);
         base.read_at(piece.start.0, &mut there)?;
@@ -96,12 +96,6 @@ fn same(copy: &Ram, runs: &[Range<FileOffset>], base: &RamReader) -> io::Result<
         }
     }
     Ok(same)
-}
-
-fn pieces(run: &Range<FileOffset>) -> impl Iterator<Item = Range<FileOffset>> + use<> {
-    let (start, end) = (run.start.0, run.end.0);
-    let step = usize::try_from(PIECE).unwrap_or(PAGE_SIZE);
-    (start..end).step_by(step).map(move |at| FileOffset(at)..FileOffset((at + PIECE).min(end)))
 }
 
 /// Bytes of the copy, in `buf` where they are not in memory.

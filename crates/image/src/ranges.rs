@@ -39,6 +39,16 @@ pub(crate) fn add(runs: &mut Runs, offset: FileOffset, len: usize) {
     }
 }
 
+/// A run in pieces of so many bytes; the last may be shorter.
+pub(crate) fn pieces(
+    run: &Range<FileOffset>,
+    bytes: usize,
+) -> impl Iterator<Item = Range<FileOffset>> + use<> {
+    let end = run.end.0;
+    let starts = (run.start.0..end).step_by(bytes);
+    starts.map(move |start| FileOffset(start)..FileOffset((start + bytes as u64).min(end)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

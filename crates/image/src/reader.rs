@@ -1,20 +1,23 @@
 //! Reading an image: checked when opened, nothing in it trusted.
 
 use crate::link::{Content, MAX_LINKS};
+use crate::ranges::pieces;
 use crate::{
     Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, INHERITED, ImageError, MANIFEST,
     MANIFEST_BYTES, Manifest, RAM, RAM_PACKED, STATE, STATE_BYTES,
 };
 use crate::{Problem, exclusions, packed::Packed, verify};
-use elision_memory::{FileOffset, Ram};
+use elision_memory::Ram;
 use rayon::prelude::*;
 use rustix::fs::MemfdFlags;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// What a thread loads at a time.
+const PIECE: usize = 4 << 20;
 
 /// An image whose manifest was read and whose files have the lengths it says.
 #[derive(Debug)]
@@ -113,7 +116,7 @@ impl Image {
         let failed = |e: io::Error| ImageError::io("load", &path, e);
         let memory = self.memory_file().map_err(failed)?;
         let content = self.content()?;
-        let parts = content.data.par_iter().flat_map_iter(pieces);
+        let parts = content.data.par_iter().flat_map_iter(|run| pieces(run, PIECE));
         parts.try_for_each(|part| content.memory.write_out(&memory, &part)).map_err(failed)?;
         Ok(memory)
     }
@@ -236,15 +239,6 @@ impl Image {
             Err(ImageError::Size { path, found: meta.len(), expected })
         }
     }
-}
-
-/// A run in pieces that threads can share.
-fn pieces(run: &Range<FileOffset>) -> impl Iterator<Item = Range<FileOffset>> + use<> {
-    const PIECE: usize = 4 << 20;
-    let end = run.end.0;
-    (run.start.0..end)
-        .step_by(PIECE)
-        .map(move |start| FileOffset(start)..FileOffset((start + PIECE as u64).min(end)))
 }
 
 /// The one field that every format has.
