@@ -212,10 +212,10 @@ pub(crate) struct RestoreArgs {
     /// Then the VM needs neither the image nor the process any more that unpacks it.
     #[arg(long, help_heading = "Memory", conflicts_with_all = ["prefetch", "record"])]
     pub(crate) load_first: bool,
-    /// Read in the background what earlier restores needed first, or all of it if that was not recorded.
+    /// Read all of it in the background if the image does not say what is needed first (--record).
     #[arg(long, help_heading = "Memory")]
     pub(crate) prefetch: bool,
-    /// Record in the image what the VM needs within ten seconds, for later restores with --prefetch.
+    /// Record in the image what the VM needs within ten seconds; later restores read that ahead.
     #[arg(long, help_heading = "Memory")]
     pub(crate) record: bool,
     #[command(flatten)]
@@ -418,7 +418,7 @@ pub(crate) struct GuardArgs {
 pub(crate) struct ServeArgs {
     /// The image.
     pub(crate) image: PathBuf,
-    /// Read ahead what is needed first.
+    /// Read ahead all of it if what is needed first was not recorded.
     #[arg(long)]
     pub(crate) prefetch: bool,
     /// Record what is needed first.

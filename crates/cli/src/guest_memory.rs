@@ -52,9 +52,7 @@ impl GuestMemory {
             return Ok(Source::Loaded(image.load()?).into());
         }
         if image.is_mappable() && !wishes.record {
-            if wishes.prefetch {
-                read_ahead_of(image)?;
-            }
+            read_ahead_of(image, wishes.prefetch)?;
             return Ok(Source::Mapped(path).into());
         }
         // A damaged table is not the server's to tell.

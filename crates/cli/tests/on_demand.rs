@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::{Images, copies, elision, json, refuses, restore_with, save, sh};
+use support::{Images, copies, elision, json, refuses, restore_in, restore_with, save, sh};
 
 /// The process that serves the memory of an image, if there is one.
 fn server_of(image: &Path) -> Option<u64> {
@@ -40,6 +40,8 @@ fn a_compressed_image_is_served_while_the_vm_runs_and_nothing_is_left_of_it() {
     drop(guest);
     assert_eq!(copies(&image, &["victim"]), [0]);
 
+    let read_without_a_set = read_by_paused(&options, &image, |_| ());
+
     let before = mounts();
     let folder = image.parent().expect("a folder").to_owned();
     let vms = || json(elision().arg("list").arg(&folder))["images"][0]["vms"].clone();
@@ -63,11 +65,36 @@ fn a_compressed_image_is_served_while_the_vm_runs_and_nothing_is_left_of_it() {
         assert_eq!(vms(), serde_json::json!([]));
     }
 
+    read_by_paused(&options, &image, |server| {
+        let is_read = || bytes_read(server) > 4 * read_without_a_set;
+        within(Duration::from_secs(10), "the working set is read ahead", is_read);
+    });
+
     let (clone, told) = restore_with(&options, &image, &["--load-first"]);
     assert_eq!(told["memory"]["way"], "loaded", "{told}");
     assert!(server_of(&image).is_none());
     json(elision().arg("rm").arg(&image));
     drop(clone);
+}
+
+/// What the server of a VM that needs hardly anything, as it is paused, has read within a second.
+fn read_by_paused(options: &GuestOptions, image: &Path, meanwhile: impl FnOnce(u64)) -> u64 {
+    let folder = GuestOptions::new_folder().expect("a folder");
+    let told = restore_in(&folder, options, image, &["--paused"]);
+    let server = server_of(image).expect("a server");
+    std::thread::sleep(Duration::from_secs(1));
+    meanwhile(server);
+    let bytes = bytes_read(server);
+    assert!(Command::new("kill").args(["-9", &told["pid"].to_string()]).status().expect("kill").success());
+    within(Duration::from_secs(10), "the server ends", || server_of(image).is_none());
+    std::fs::remove_dir_all(folder).expect("the folder goes");
+    bytes
+}
+
+fn bytes_read(pid: u64) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("what it read");
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("a number of bytes");
+    line.parse().expect("a number")
 }
 
 /// What the documentation says of a server that is killed.
@@ -144,7 +171,7 @@ fn a_restore_on_demand_is_about_as_fast_as_that_of_a_plain_image() {
     if !pages::in_full() {
         return;
     }
-    let pairs = std::env::var("ELISION_PAIRS").map_or(5, |n| n.parse().expect("a number"));
+    let pairs = std::env::var("ELISION_PAIRS").map_or(5, |n| n.parse().expect("a number")).max(2);
     let options = GuestOptions::new("6.1");
     let mut lines = vec![
         format!(
@@ -171,28 +198,28 @@ fn a_restore_on_demand_is_about_as_fast_as_that_of_a_plain_image() {
             series[1].save(save(&guest, &packed, &[]).arg("--compress"));
         }
         guest.endpoints().stop().expect("it stops");
-        let (plain, packed) = (images.path("plain-0"), images.path("packed-0"));
-        drop(restore_with(&options, &packed, &["--record"]));
+        let [plain, packed, recorded] = ["plain-0", "packed-0", "packed-1"].map(|name| images.path(name));
+        drop(restore_with(&options, &recorded, &["--record"]));
         within(Duration::from_secs(30), "the working set is recorded", || {
-            packed.join("working-set.bin").exists()
+            recorded.join("working-set.bin").exists()
         });
-        let ways = [&[][..], &[], &["--prefetch"], &["--load-first"]];
+        let ways = [(&plain, &[][..]), (&packed, &[]), (&recorded, &[]), (&packed, &["--load-first"])];
         for round in 0..pairs {
             for i in (0..ways.len()).map(|i| (i + round) % ways.len()) {
-                series[i].restore(&options, if i == 0 { &plain } else { &packed }, ways[i]);
+                series[i].restore(&options, ways[i].0, ways[i].1);
             }
         }
         for (series, way) in series.iter().zip([
             "plain",
             "compressed",
-            "compressed, `--prefetch`",
+            "compressed, working set recorded",
             "compressed, `--load-first`",
         ]) {
             lines.push(series.row(fill, way));
         }
         let ratio = |series_of: &Series| median(&series_of.answers) / median(&series[0].answers);
         println!(
-            "{fill}: {:.2} x the plain image's time to the first answer, {:.2} x with --prefetch",
+            "{fill}: {:.2} x the plain image's time to the first answer, {:.2} x with a recorded working set",
             ratio(&series[1]),
             ratio(&series[2])
         );

@@ -9,20 +9,24 @@ use std::os::fd::AsFd;
 /// What the kernel reads ahead at most at a time, whatever it is asked for.
 const STEP: u64 = 128 << 10;
 
-/// Lets the kernel read the first needed parts of a plain image's memory; does not wait for it.
-pub fn read_ahead_of(image: &Image) -> Result<(), ImageError> {
+/// Lets the kernel read parts of a plain image's memory ahead, as [`first_needed`] says; does not wait for it.
+pub fn read_ahead_of(image: &Image, or_all: bool) -> Result<(), ImageError> {
+    if !or_all && !matches!(image.working_set(), Ok(Some(_))) {
+        return Ok(());
+    }
     let ram = RamReader::open(image)?;
-    let file = File::open(image.ram_path());
-    if let Ok(file) = file {
-        read_ahead(&file, ram.chunk_bytes(), &first_needed(image, &ram));
+    if let Ok(file) = File::open(image.ram_path()) {
+        read_ahead(&file, ram.chunk_bytes(), &first_needed(image, &ram, or_all));
     }
     Ok(())
 }
 
-/// The chunks to read before they are needed: without a working set all that are not zero. It is a hint only.
-pub(crate) fn first_needed(image: &Image, ram: &RamReader) -> Vec<u64> {
-    let set = image.working_set().ok().flatten();
-    set.unwrap_or_else(|| (0..ram.chunks()).collect()).into_iter().filter(|i| !ram.is_zero(*i)).collect()
+/// The chunks to read before they are needed, as far as they are not zero: the working set; without one none, `or_all`. It
+/// is a hint only.
+pub(crate) fn first_needed(image: &Image, ram: &RamReader, or_all: bool) -> Vec<u64> {
+    let all = || if or_all { (0..ram.chunks()).collect() } else { Vec::new() };
+    let set = image.working_set().ok().flatten().unwrap_or_else(all);
+    set.into_iter().filter(|i| !ram.is_zero(*i)).collect()
 }
 
 /// Lets the kernel read chunks of a file into its cache.

@@ -56,9 +56,9 @@ impl ServeError {
 /// What a server does besides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// Read what the image's working set says before it is needed.
+    /// Read everything before it is needed if the image has no working set. That is read ahead anyway.
     pub prefetch: bool,
-    /// Record the image's working set, for ten seconds.
+    /// Record the image's working set, for ten seconds. What is read ahead would be in it, so none is by itself.
     pub record: bool,
 }
 
@@ -130,8 +130,9 @@ fn serve(path: &Path, options: ServeOptions) -> Result<(), ServeError> {
     let bad = |e: elision_image::ImageError| ServeError(e.to_string());
     let image = Image::open(path).map_err(bad)?;
     let ram = RamReader::open(&image).map_err(bad)?;
-    let ahead = if options.prefetch { first_needed(&image, &ram) } else { Vec::new() };
-    let needed = options.record.then(Arc::<Mutex<Needed>>::default);
+    let ServeOptions { prefetch, record: records } = options;
+    let ahead = if prefetch || !records { first_needed(&image, &ram, prefetch) } else { Vec::new() };
+    let needed = records.then(Arc::<Mutex<Needed>>::default);
     let chunks = Arc::new(Chunks::new(ram));
     // Begun before QEMU starts, which takes longer than that.
     let unpacking = (!ahead.is_empty()).then(|| {

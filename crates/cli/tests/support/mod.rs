@@ -73,15 +73,20 @@ pub(crate) fn restore(options: &GuestOptions, image: &Path) -> Guest {
 
 /// The same with arguments more, and what the restore has said.
 pub(crate) fn restore_with(options: &GuestOptions, image: &Path, more: &[&str]) -> (Guest, Value) {
-    let options = options.clone().ram(RamMode::Plain);
     let folder = GuestOptions::new_folder().expect("a folder");
+    let told = restore_in(&folder, options, image, more);
+    let options = options.clone().ram(RamMode::Plain);
+    (options.attach(&folder).expect("the restored guest answers"), told)
+}
+
+/// The same for a VM that need not run; the caller ends it.
+pub(crate) fn restore_in(folder: &Path, options: &GuestOptions, image: &Path, more: &[&str]) -> Value {
+    let qemu = options.clone().ram(RamMode::Plain).command_in(folder).expect("a command");
     let mut command = elision();
-    command.arg("restore").arg(image).args(more).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket());
-    command.arg("--json").arg("--").args(options.command_in(&folder).expect("a command"));
-    let output = command.output().expect("elision starts");
+    command.arg("restore").arg(image).args(more).arg("--qmp").arg(Endpoints::new(folder).qmp_socket());
+    let output = command.arg("--json").arg("--").args(qemu).output().expect("elision starts");
     assert!(output.status.success(), "{command:?} failed: {}", words(&output));
-    let guest = options.attach(&folder).expect("the restored guest answers");
-    (guest, serde_json::from_slice(&output.stdout).expect("JSON"))
+    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 /// A shell command in the guest that must succeed.
