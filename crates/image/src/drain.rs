@@ -6,6 +6,7 @@
 //! ```
 
 use crate::checksum::{self, zeros};
+use crate::page_hashes::HashFile;
 use crate::target::{Target, pages};
 use blake3::Hash;
 use elision_memory::{FileOffset, Ram};
@@ -25,6 +26,8 @@ pub(crate) struct Source<'a> {
     pub(crate) copy: &'a Ram,
     /// What of it is not zero in the file, ascending.
     pub(crate) data: &'a [Range<FileOffset>],
+    /// Hashes of these pages go there, but for those of chunks whose checksum is known.
+    pub(crate) hash_file: &'a HashFile,
     /// The copy is not zero elsewhere: a link's holds what it inherits.
     pub(crate) is_more: bool,
 }
@@ -89,7 +92,7 @@ fn one(
     chunk: Range<u64>,
     buf: &mut [u8],
 ) -> io::Result<Hash> {
-    let Source { copy, data, is_more } = source;
+    let Source { copy, data, hash_file, is_more } = source;
     let mut hasher = blake3::Hasher::new();
     let mut at = chunk.start;
     while at < chunk.end {
@@ -118,14 +121,21 @@ fn one(
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
         };
         hasher.update(part);
+        for run in within(data, &piece) {
+            hash_file.add(run.start, slice(part, at, &run)?)?;
+        }
         for run in within(missing, &piece) {
-            let of = |offset: u64| usize::try_from(offset - at).unwrap_or(usize::MAX);
-            let bytes = part.get(of(run.start)..of(run.end)).ok_or(io::ErrorKind::InvalidInput)?;
-            target.write(bytes, run.start)?;
+            target.write(slice(part, at, &run)?, run.start)?;
         }
         at = piece.end;
     }
     Ok(hasher.finalize())
+}
+
+/// The bytes of a run, in those from an offset on.
+fn slice<'a>(bytes: &'a [u8], from: u64, run: &Range<u64>) -> io::Result<&'a [u8]> {
+    let of = |offset: u64| usize::try_from(offset - from).unwrap_or(usize::MAX);
+    bytes.get(of(run.start)..of(run.end)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// What of `runs`, which ascend, lies in a range.

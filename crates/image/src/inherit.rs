@@ -1,17 +1,16 @@
-//! What an image need not hold, as the one that it builds on has it. It is found out when the VM runs again, in what was copied.
+//! What an image need not hold, as the one that it builds on has it.
 //!
 //! ```text
-//! a chunk of the copy ─> hash ── the base's chunk has the same one ──> all of it is inherited, and the base is not read
-//!                             └─ another one, or none is known ─────> each page is compared with the base's
+//! the base has hashes of its pages    a page of the copy ─> hash ── the same ──> inherited; the base is not read
+//! it has none (early versions)        a page of the copy ─> compared with the base's page
 //! ```
-//! So a save takes no more time while the VM stands still than one without a base, and the base is read where the guest has
-//! changed, which may be from a slow disk.
+//! With hashes most of it is found out while RAM is read (`ram_writer.rs`), and is not even copied then. What is left to be looked at
+//! here is what came another way, and late frames.
 
-use crate::checksum::{Parts, chunk_bytes, zeros};
-use crate::manifest::WholeRam;
+use crate::page_hashes::PageHashes;
 use crate::ranges::{Runs, add, common, pieces, rest};
 use crate::{Image, ImageError, RamReader};
-use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
+use elision_memory::{FileOffset, Origin, PAGE_SIZE, Ram, joined};
 use rayon::prelude::*;
 use std::io;
 use std::ops::Range;
@@ -20,82 +19,46 @@ const PIECE: usize = 1 << 20;
 /// Some of them wait for the base's disk.
 const THREADS: usize = 8;
 
-/// What became of the data of a copy.
-#[derive(Debug)]
-pub(crate) struct Inherited {
-    /// What the image holds itself, ascending.
-    pub(crate) data: Runs,
-    /// What is the same in the base, ascending.
-    pub(crate) inherited: Runs,
-    /// Checksums of all that the image is, for the next one.
-    pub(crate) whole: WholeRam,
+impl Origin for RamReader {
+    fn read_at(&self, offset: FileOffset, out: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset.0, out)
+    }
 }
 
-/// Finds out what of `data`, the parts of a copy that hold something, is the same in `base`. Only `missing`, what is not written
-/// yet, can be inherited. All ascend.
+/// The pages of some runs of a copy that are the same in `base`.
 pub(crate) fn inherit(
     copy: &Ram,
-    data: &[Range<FileOffset>],
-    missing: &[Range<FileOffset>],
+    runs: &[Range<FileOffset>],
     base: &Image,
-) -> Result<Inherited, ImageError> {
+    hashes: Option<&PageHashes>,
+) -> Result<Runs, ImageError> {
     let failed = |e: io::Error| ImageError::io("read", &base.ram_path(), e);
     let reader = RamReader::open(base)?;
-    let known = base.whole_chunks();
-    let len = copy.file_len();
-    let chunk = known.as_ref().map_or_else(|| chunk_bytes(len), |(chunk, _)| *chunk);
-    let empty = zeros(chunk.min(len));
-    let parts = (0..len.div_ceil(chunk)).into_par_iter().map(|i| {
-        let range = FileOffset(i * chunk)..FileOffset(((i + 1) * chunk).min(len));
-        let data = common(data, std::slice::from_ref(&range));
-        if data.is_empty() && range.end.0 - range.start.0 == chunk.min(len) {
-            return Ok((Vec::new(), Vec::new(), empty));
+    let one = |piece: Range<FileOffset>| -> io::Result<Runs> {
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        let here = bytes(copy, &piece, &mut here)?;
+        if hashes.is_none() {
+            there.resize(here.len(), 0);
+            reader.read_at(piece.start.0, &mut there)?;
         }
-        let hash = hash(copy, &range, &data)?;
-        let missing = common(&data, missing);
-        let index = usize::try_from(i).map_err(io::Error::other)?;
-        let of_base = known.as_ref().and_then(|(_, hashes)| hashes.get(index));
-        let inherited = match of_base {
-            Some(of_base) if *of_base == hash => missing,
-            _ => same(copy, &missing, &reader)?,
-        };
-        Ok((without(&data, &inherited), inherited, hash))
-    });
+        let mut same = Vec::new();
+        for (i, page) in here.chunks(PAGE_SIZE).enumerate() {
+            let (at, offset) = (i * PAGE_SIZE, FileOffset(piece.start.0 + (i * PAGE_SIZE) as u64));
+            let is_same = match hashes {
+                Some(hashes) => hashes.is(offset, page),
+                None => there.get(at..at + PAGE_SIZE) == Some(page),
+            };
+            if is_same {
+                add(&mut same, offset, PAGE_SIZE);
+            }
+        }
+        Ok(same)
+    };
+    let parts = runs.par_iter().flat_map_iter(|run| pieces(run, PIECE)).map(one);
     let threads = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build();
     let threads = threads.map_err(|e| failed(io::Error::other(e)))?;
     let parts: Vec<_> = threads.install(|| parts.collect::<io::Result<_>>()).map_err(failed)?;
-    let (mut own, mut inherited, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
-    for (data, same, hash) in parts {
-        own.extend(data);
-        inherited.extend(same);
-        hashes.push(hash);
-    }
-    Ok(Inherited { data: joined(own), inherited: joined(inherited), whole: WholeRam::new(chunk, &hashes) })
-}
-
-/// Checksum of a chunk of a copy that is zero outside `data`.
-fn hash(copy: &Ram, chunk: &Range<FileOffset>, data: &[Range<FileOffset>]) -> io::Result<blake3::Hash> {
-    let mut hash = Parts::new(chunk.start.0..chunk.end.0);
-    let mut buf = Vec::new();
-    for piece in pieces(chunk, PIECE).filter(|piece| !common(data, std::slice::from_ref(piece)).is_empty()) {
-        hash.add(piece.start.0, bytes(copy, &piece, &mut buf)?);
-    }
-    Ok(hash.finish())
-}
-
-/// The pages of `runs` that are the same in the base.
-fn same(copy: &Ram, runs: &[Range<FileOffset>], base: &RamReader) -> io::Result<Runs> {
-    let (mut same, mut buf, mut there) = (Vec::new(), Vec::new(), Vec::new());
-    for piece in runs.iter().flat_map(|run| pieces(run, PIECE)) {
-        let here = bytes(copy, &piece, &mut buf)?;
-        there.resize(here.len(), 0);
-        base.read_at(piece.start.0, &mut there)?;
-        let pages = here.chunks(PAGE_SIZE).zip(there.chunks(PAGE_SIZE));
-        for (offset, _) in (piece.start.0..).step_by(PAGE_SIZE).zip(pages).filter(|(_, (a, b))| a == b) {
-            add(&mut same, FileOffset(offset), PAGE_SIZE);
-        }
-    }
-    Ok(same)
+    Ok(joined(parts.concat()))
 }
 
 /// Bytes of the copy, in `buf` where they are not in memory.
@@ -107,8 +70,8 @@ fn bytes<'a>(copy: &'a Ram, piece: &Range<FileOffset>, buf: &'a mut Vec<u8>) -> 
     if copy.read_file(piece.start, buf) { Ok(buf) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// What of `all` is not in `some`, a part of it.
-fn without(all: &[Range<FileOffset>], some: &[Range<FileOffset>]) -> Runs {
+/// What of `all` is not in `some`.
+pub(crate) fn without(all: &[Range<FileOffset>], some: &[Range<FileOffset>]) -> Runs {
     let end = all.last().map_or(0, |run| run.end.0);
     common(all, &rest(some, end))
 }

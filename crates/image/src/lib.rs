@@ -8,6 +8,7 @@
 //!   state.bin              device state: a QEMU migration stream without RAM
 //!   exclusions.bin         what was left out and changed, why, and for whom      (exclusions.rs)
 //!   inherited.zst          what it does not hold itself, if it builds on another   (link.rs)
+//!   page-hashes.bin        a hash of each page that it holds itself              (page_hashes.rs)
 //!   working-set.bin        the parts that a restored VM needs first, if recorded  (working_set.rs)
 //! .IMAGE.elision-partial/  the same while it is being written, under a lock      (partial.rs)
 //! ```
@@ -25,6 +26,7 @@ mod link;
 mod manifest;
 mod merge;
 mod packed;
+mod page_hashes;
 mod partial;
 mod precopy;
 mod ram_reader;
@@ -43,7 +45,7 @@ pub use error::ImageError;
 pub use exclusions::{EditKind, EditMeta, Exclusions, ExclusionsError};
 pub use manifest::{
     Base, Completeness, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, Guest, Manifest, RamFile, Times,
-    Vmm, Way, WholeRam, timestamp,
+    Vmm, Way, timestamp,
 };
 pub use merge::merge;
 pub use partial::{Unfinished, partial_folders, partial_path, remove_image, remove_stale, remove_unfinished};
@@ -65,6 +67,8 @@ pub const RAM_PACKED: &str = "ram.zst";
 pub const STATE: &str = "state.bin";
 /// Name of the map of what a link inherits.
 pub const INHERITED: &str = "inherited.zst";
+/// Name of the file that holds a hash of each page.
+pub const PAGE_HASHES: &str = "page-hashes.bin";
 /// Name of the exclusion map inside an image.
 pub const EXCLUSIONS: &str = "exclusions.bin";
 

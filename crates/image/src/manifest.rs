@@ -183,41 +183,9 @@ pub struct Files {
     /// `inherited.zst`, of a link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inherited: Option<FileSum>,
-    /// Checksums of a link's RAM as it is with what it inherits, so that the next link need not read it.
+    /// `page-hashes.bin`, which images of early versions do not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub whole: Option<WholeRam>,
-}
-
-/// Checksums of RAM that is in several images.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WholeRam {
-    /// Length of a chunk in bytes; the last may be shorter.
-    pub chunk_bytes: u64,
-    /// BLAKE3 of each chunk, in hexadecimal, one after another.
-    pub chunks: String,
-}
-
-impl WholeRam {
-    pub(crate) fn new(chunk_bytes: u64, chunks: &[blake3::Hash]) -> Self {
-        Self { chunk_bytes, chunks: chunks.iter().map(|hash| hash.to_hex().to_string()).collect() }
-    }
-
-    /// The chunk hashes, if their number fits RAM of so many bytes.
-    pub(crate) fn chunk_hashes(&self, bytes: u64) -> Option<Vec<blake3::Hash>> {
-        let size_ok = self.chunk_bytes.is_power_of_two() && self.chunk_bytes >= MIN_CHUNK_PACKED;
-        if !size_ok || bytes.div_ceil(self.chunk_bytes) > MAX_CHUNKS_PACKED {
-            return None;
-        }
-        hashes(&self.chunks, bytes.div_ceil(self.chunk_bytes))
-    }
-}
-
-/// So many hashes in hexadecimal.
-fn hashes(text: &str, count: u64) -> Option<Vec<blake3::Hash>> {
-    if !text.is_ascii() || text.len() as u64 != count.checked_mul(64)? {
-        return None;
-    }
-    text.as_bytes().chunks(64).map(|hex| blake3::Hash::from_hex(hex).ok()).collect()
+    pub page_hashes: Option<FileSum>,
 }
 
 /// Length and checksum of a file.
@@ -258,7 +226,11 @@ impl RamFile {
         if !size_ok || self.bytes.div_ceil(self.chunk_bytes) > most {
             return None;
         }
-        hashes(&self.chunks, self.bytes.div_ceil(self.chunk_bytes))
+        let count = self.bytes.div_ceil(self.chunk_bytes);
+        if !self.chunks.is_ascii() || self.chunks.len() as u64 != count.checked_mul(64)? {
+            return None;
+        }
+        self.chunks.as_bytes().chunks(64).map(|hex| blake3::Hash::from_hex(hex).ok()).collect()
     }
 }
 

@@ -7,7 +7,7 @@
 //! The image stays what it is, and keeps its id, so that what builds on it does so as before. It is written anew beside the
 //! old one and takes its place at once.
 
-use crate::link::{Content, path_to};
+use crate::link::Content;
 use crate::partial::Partial;
 use crate::ranges::{Runs, common, rest};
 use crate::writer::{BuiltOn, ImageWriter};
@@ -33,14 +33,9 @@ pub fn merge(image: &Image, all: bool, progress: &(dyn Fn(u64) + Sync)) -> Resul
     let layout = image.manifest().ram_layout.clone();
     let all = joined([&data[..], &inherited].concat());
     let ram = memory.into_whole_ram(layout, all)?;
-    let built_on = next.map(|next| built_on(next, image, inherited)).transpose()?;
+    let built_on = next.map(|next| BuiltOn::new(Image::open(next.dir())?, image.dir())).transpose()?;
     let partial = Partial::replacing(image.dir())?;
-    let writer = ImageWriter::rewrite(partial, built_on, ram, data)?;
+    let key = image.page_hashes()?.map(|hashes| hashes.key);
+    let writer = ImageWriter::rewrite(partial, built_on, ram, (data, inherited), key)?;
     writer.finish_as(image, progress)
-}
-
-fn built_on(next: &Image, image: &Image, inherited: Runs) -> Result<BuiltOn, ImageError> {
-    let path = path_to(next.dir(), image.dir())?;
-    let inherited = Some((inherited, image.manifest().files.whole.clone()));
-    Ok(BuiltOn { image: Image::open(next.dir())?, path, inherited })
 }

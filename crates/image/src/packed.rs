@@ -8,6 +8,7 @@
 //! not unpacked.
 
 use crate::checksum::zeros;
+use crate::page_hashes::HashFile;
 use crate::ram_writer::nonzero;
 use blake3::Hash;
 use elision_memory::{FileOffset, Ram};
@@ -29,13 +30,14 @@ const ROW: usize = 8;
 const HEAD: usize = 8;
 const FOOT: usize = 9;
 
-/// Compresses the RAM file that `copy` holds, and hashes its chunks; all that is not zero is in `data`, which ascends.
+/// Compresses the RAM file that `copy` holds, and hashes its chunks and pages; all that is not zero is in `data`, which ascends.
 pub(crate) fn pack(
     copy: &Ram,
     data: &[Range<FileOffset>],
     chunk: u64,
     level: i32,
     out: &mut impl Write,
+    hash_file: &HashFile,
     progress: &(dyn Fn(u64) + Sync),
 ) -> io::Result<Vec<Hash>> {
     let len = copy.file_len();
@@ -57,6 +59,9 @@ pub(crate) fn pack(
                 None if copy.read_file(FileOffset(range.start), buf) => buf,
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             };
+            for run in nonzero(plain) {
+                hash_file.add(range.start + run.start as u64, plain.get(run).unwrap_or_default())?;
+            }
             Ok((blake3::hash(plain), compressor.compress(plain)?, bytes))
         };
     let count = len.div_ceil(chunk);
@@ -205,6 +210,7 @@ impl Packed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page_hashes::Key;
     use elision_memory::{Gpa, RamLayout};
     use std::sync::Mutex;
 
@@ -217,7 +223,8 @@ mod tests {
         ram.poke(Gpa(LEN - 3), b"end").unwrap();
         let data = [FileOffset(CHUNK)..FileOffset(2 * CHUNK), FileOffset(5 * CHUNK)..FileOffset(LEN)];
         let mut out = Vec::new();
-        let hashes = pack(&ram, &data, CHUNK, 1, &mut out, &|_| ()).unwrap();
+        let pages = HashFile::new(tempfile::tempfile().unwrap(), Key::fresh().unwrap(), LEN).unwrap();
+        let hashes = pack(&ram, &data, CHUNK, 1, &mut out, &pages, &|_| ()).unwrap();
         let mut plain = vec![0; usize::try_from(LEN).unwrap()];
         assert!(ram.read_file(FileOffset(0), &mut plain));
         (out, plain, hashes)

@@ -8,7 +8,7 @@
 //! The lock is on the folder itself, so it goes with it through the rename, and there is no moment
 //! at which another run could take a folder that is about to become an image.
 
-use crate::{EXCLUSIONS, INHERITED, ImageError, MANIFEST, RAM, RAM_PACKED, STATE, WORKING_SET};
+use crate::{EXCLUSIONS, INHERITED, ImageError, MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, STATE, WORKING_SET};
 use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, fstat, lstat};
 use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What an image's folder holds.
-const FILES: [&str; 7] = [MANIFEST, RAM, RAM_PACKED, STATE, EXCLUSIONS, INHERITED, WORKING_SET];
+const FILES: [&str; 8] = [MANIFEST, RAM, RAM_PACKED, PAGE_HASHES, STATE, EXCLUSIONS, INHERITED, WORKING_SET];
 /// What stands before and behind an image's name in that of its partial folder.
 const BEFORE: &str = ".";
 const BEHIND: &str = ".elision-partial";

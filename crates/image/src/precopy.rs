@@ -171,7 +171,7 @@ impl Settled {
         let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
         let all = layout.ram_bytes();
         let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
-        Ok((staging, layout, Written { stats, data, late }))
+        Ok((staging, layout, Written { stats, data, inherited: Vec::new(), late }))
     }
 }
 

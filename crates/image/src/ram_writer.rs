@@ -13,11 +13,12 @@
 //! no place are left out.
 
 use crate::checksum::{self, Parts};
+use crate::page_hashes::{HashFile, PageHashes};
 use crate::ranges::{Runs, add};
 use crate::room::Room;
 use crate::target::{Target, pages};
 use crate::tasks::{Task, tasks};
-use crate::{ImageError, RAM};
+use crate::{ImageError, PAGE_HASHES, RAM};
 use blake3::Hash;
 use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram};
 use elision_plan::{Edit, Plan};
@@ -47,7 +48,7 @@ pub struct RamStats {
     pub dropped: u64,
     /// Not dropped, and zero or never touched: holes.
     pub zero: u64,
-    /// Written.
+    /// Written, or inherited.
     pub written: u64,
 }
 
@@ -117,6 +118,8 @@ pub(crate) struct Written {
     pub(crate) stats: RamStats,
     /// The parts that hold something else than zeros, ascending.
     pub(crate) data: Runs,
+    /// The parts that were not copied, as the base has them, ascending.
+    pub(crate) inherited: Runs,
     pub(crate) late: Late,
 }
 
@@ -127,6 +130,19 @@ pub(crate) struct AtOnce {
     pub(crate) chunks: Vec<Range<FileOffset>>,
     /// Checksums of those of them in which nothing is going to change, by the number of the chunk, ascending.
     pub(crate) hashes: Vec<(u64, Hash)>,
+}
+
+/// What is to be copied, and where to.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) ram: &'a Ram,
+    pub(crate) plan: &'a Plan,
+    pub(crate) target: Target<'a>,
+    /// Of the target's file.
+    pub(crate) path: &'a Path,
+    pub(crate) hash_file: &'a HashFile,
+    /// What is the same there is not copied.
+    pub(crate) base: Option<&'a PageHashes>,
 }
 
 /// Pages of one chunk of the file.
@@ -152,27 +168,20 @@ enum Place {
 #[derive(Default)]
 struct Done {
     data: Runs,
+    inherited: Runs,
     at_once: Vec<(Range<u64>, Option<Hash>)>,
 }
 
-/// Copies RAM by `plan`, but for the late frames: into memory as much as there is `room` for, the rest into
+/// Copies RAM by its plan, but for the late frames: into memory as much as there is `room` for, the rest into
 /// the target, whose file is empty.
-pub(crate) fn copy(
-    target: Target<'_>,
-    path: &Path,
-    ram: &Ram,
-    plan: &Plan,
-    room: &mut Room,
-    threads: usize,
-) -> Result<(Written, AtOnce), ImageError> {
+pub(crate) fn copy(job: Job<'_>, room: &mut Room, threads: usize) -> Result<(Written, AtOnce), ImageError> {
+    let Job { ram, plan, .. } = job;
     check(plan, ram)?;
     let late = Late::take(ram, plan)?;
-    let path = path.join(RAM);
     let len = ram.layout().file_len();
     let tasks = tasks(ram, &ram.populated_since(&room.populated), plan);
     let needed = tasks.iter().map(Task::bytes).sum();
-    let failed = |e: io::Error| ImageError::io("write", &path, e).or_full(needed);
-    target.file.set_len(len).map_err(failed)?;
+    job.target.file.set_len(len).map_err(|e| job.failed(RAM, e).or_full(needed))?;
 
     let chunk = checksum::chunk_bytes(len);
     let work = work(&tasks, room, &late.chunks(ram, chunk), chunk, len);
@@ -189,18 +198,18 @@ pub(crate) fn copy(
         let (buf, mut done) = (buf.as_mut_bytes(), Done::default());
         while let Some(work) = if writes { last() } else { first() } {
             let copied = if writes || work.place == Place::File {
-                at_once(target, &failed, ram, plan, &work, buf, &mut done)
+                job.at_once(&work, buf, &mut done)
             } else {
-                into_memory(ram, plan, work, buf, &mut done)
+                job.into_memory(work, buf, &mut done)
             };
             if let Err(error) = copied {
                 while first().is_some() {} // the other threads are to end too
-                return Err(error);
+                return Err(error.or_full(needed));
             }
         }
         Ok(done)
     };
-    let Done { mut data, mut at_once } = thread::scope(|scope| {
+    let Done { mut data, mut inherited, mut at_once } = thread::scope(|scope| {
         let worker = &worker;
         let others = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(move || worker(false)));
         let writers = (0..writers).map(|_| scope.spawn(move || worker(true)));
@@ -208,14 +217,15 @@ pub(crate) fn copy(
         let mut all = worker(false);
         for thread in others {
             let more = thread.join().unwrap_or(Err(ImageError::Unfinished(RAM)));
-            all = all.and_then(|all| more.map(|more| all.and(more)));
+            all = all.and_then(|mut all| more.map(|more| all.extend(more)).map(|()| all));
         }
         all
     })?;
     data.sort_by_key(|run| run.start);
+    inherited.sort_by_key(|run| run.start);
     at_once.sort_by_key(|(range, _)| range.start);
 
-    let written = data.iter().map(|run| run.end.0 - run.start.0).sum();
+    let written = data.iter().chain(&inherited).map(|run| run.end.0 - run.start.0).sum();
     let dropped = plan.drops.iter().map(|run| run.count * PAGE).sum();
     let all = ram.layout().ram_bytes();
     let stats = RamStats { ram: all, dropped, zero: all.saturating_sub(dropped + written), written };
@@ -223,14 +233,14 @@ pub(crate) fn copy(
         chunks: at_once.iter().map(|(range, _)| FileOffset(range.start)..FileOffset(range.end)).collect(),
         hashes: at_once.into_iter().filter_map(|(range, hash)| Some((range.start / chunk, hash?))).collect(),
     };
-    Ok((Written { stats, data, late }, at_once))
+    Ok((Written { stats, data, inherited, late }, at_once))
 }
 
 impl Done {
-    fn and(mut self, more: Self) -> Self {
+    fn extend(&mut self, more: Self) {
         self.data.extend(more.data);
+        self.inherited.extend(more.inherited);
         self.at_once.extend(more.at_once);
-        self
     }
 }
 
@@ -276,51 +286,88 @@ pub(crate) fn fits(tasks: &[Task], room: u64, chunk: u64) -> FileOffset {
     FileOffset(u64::MAX)
 }
 
-fn into_memory(
-    ram: &Ram,
-    plan: &Plan,
-    work: Work<'_>,
-    buf: &mut [u8],
-    done: &mut Done,
-) -> Result<(), ImageError> {
-    let Work { tasks, range, memory, .. } = work;
-    let mut runs = Vec::new();
-    let mut put = |offset: FileOffset, bytes: &[u8]| {
-        add(&mut runs, offset, bytes.len());
-        let at = usize::try_from(offset.0 - range.start).unwrap_or(usize::MAX);
-        let place = memory.get_mut(at..at.saturating_add(bytes.len())).ok_or(ImageError::Unfinished(RAM))?;
-        place.copy_from_slice(bytes);
+impl Job<'_> {
+    fn into_memory(self, work: Work<'_>, buf: &mut [u8], done: &mut Done) -> Result<(), ImageError> {
+        let Work { tasks, range, memory, .. } = work;
+        let mut put = |offset: FileOffset, bytes: &[u8]| {
+            let at = usize::try_from(offset.0 - range.start).unwrap_or(usize::MAX);
+            let place =
+                memory.get_mut(at..at.saturating_add(bytes.len())).ok_or(ImageError::Unfinished(RAM))?;
+            place.copy_from_slice(bytes);
+            Ok(())
+        };
+        let mut part = Done::default();
+        tasks.iter().try_for_each(|task| self.one(task, buf, &mut part, &mut put))?;
+        done.extend(part);
         Ok(())
-    };
-    tasks.iter().try_for_each(|task| one(ram, plan, task, buf, &mut put))?;
-    done.data.extend(runs);
-    Ok(())
-}
+    }
 
-/// Writes a chunk to the file, and hashes it unless it is going to change.
-fn at_once(
-    target: Target<'_>,
-    failed: &impl Fn(io::Error) -> ImageError,
-    ram: &Ram,
-    plan: &Plan,
-    work: &Work<'_>,
-    buf: &mut [u8],
-    done: &mut Done,
-) -> Result<(), ImageError> {
-    let mut hash = (!work.is_late).then(|| Parts::new(work.range.clone()));
-    let mut runs = Vec::new();
-    let mut put = |offset: FileOffset, bytes: &[u8]| {
-        add(&mut runs, offset, bytes.len());
-        target.write(bytes, offset.0).map_err(failed)?;
-        if let Some(hash) = &mut hash {
-            hash.add(offset.0, bytes);
+    /// Writes a chunk to the file, and hashes it unless it is going to change.
+    fn at_once(self, work: &Work<'_>, buf: &mut [u8], done: &mut Done) -> Result<(), ImageError> {
+        let mut hash = (!work.is_late).then(|| Parts::new(work.range.clone()));
+        let mut put = |offset: FileOffset, bytes: &[u8]| {
+            self.target.write(bytes, offset.0).map_err(|e| self.failed(RAM, e))?;
+            if let Some(hash) = &mut hash {
+                hash.add(offset.0, bytes);
+                self.hash_file.add(offset.0, bytes).map_err(|e| self.failed(PAGE_HASHES, e))?;
+            }
+            Ok(())
+        };
+        let mut part = Done::default();
+        work.tasks.iter().try_for_each(|task| self.one(task, buf, &mut part, &mut put))?;
+        part.at_once.push((work.range.clone(), hash.map(Parts::finish)));
+        done.extend(part);
+        Ok(())
+    }
+
+    /// Copies the frames of a task, with their changes and without those that are then zero, or the same in the base.
+    fn one(
+        self,
+        task: &Task,
+        buf: &mut [u8],
+        done: &mut Done,
+        put: &mut impl FnMut(FileOffset, &[u8]) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let Self { ram, plan, base, .. } = self;
+        let mut at = 0;
+        while at < task.count {
+            let pages = (task.count - at).min((buf.len() / PAGE_SIZE) as u64);
+            let first = Gfn(task.first.0 + at);
+            let want = usize::try_from(pages * PAGE).unwrap_or(buf.len());
+            let part = buf.get_mut(..want).unwrap_or_default();
+            ram.read(first.gpa(), part)?;
+            let from = plan.edits.partition_point(|edit| edit.gpa < first.gpa());
+            for edit in plan.edits.get(from..).unwrap_or_default() {
+                let gfn = edit.gpa.gfn();
+                let Some(frame) = part.chunks_exact_mut(PAGE_SIZE).nth(index(gfn, first)) else { break };
+                edit.apply(frame);
+            }
+            let start = task.offset.0 + at * PAGE;
+            let place = |at: usize| FileOffset(start + at as u64);
+            let kind = |at, page: &[u8]| match base {
+                _ if *page == ZEROS => Kind::Zero,
+                Some(base) if base.is(place(at), page) => Kind::Inherited,
+                _ => Kind::Own,
+            };
+            for (kind, run) in runs_alike(part, kind) {
+                let offset = place(run.start);
+                match kind {
+                    Kind::Zero => {}
+                    Kind::Inherited => add(&mut done.inherited, offset, run.len()),
+                    Kind::Own => {
+                        add(&mut done.data, offset, run.len());
+                        put(offset, part.get(run).unwrap_or_default())?;
+                    }
+                }
+            }
+            at += pages;
         }
         Ok(())
-    };
-    work.tasks.iter().try_for_each(|task| one(ram, plan, task, buf, &mut put))?;
-    done.data.extend(runs);
-    done.at_once.push((work.range.clone(), hash.map(Parts::finish)));
-    Ok(())
+    }
+
+    fn failed(self, name: &str, error: io::Error) -> ImageError {
+        ImageError::io("write", &self.path.join(name), error)
+    }
 }
 
 /// Refuses a plan of which a part would silently not happen.
@@ -370,51 +417,34 @@ pub(crate) fn check(plan: &Plan, ram: &Ram) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Copies the frames of a task, with their changes and without those that are zero then.
-fn one(
-    ram: &Ram,
-    plan: &Plan,
-    task: &Task,
-    buf: &mut [u8],
-    put: &mut impl FnMut(FileOffset, &[u8]) -> Result<(), ImageError>,
-) -> Result<(), ImageError> {
-    let mut done = 0;
-    while done < task.count {
-        let pages = (task.count - done).min((buf.len() / PAGE_SIZE) as u64);
-        let first = Gfn(task.first.0 + done);
-        let want = usize::try_from(pages * PAGE).unwrap_or(buf.len());
-        let part = buf.get_mut(..want).unwrap_or_default();
-        ram.read(first.gpa(), part)?;
-        let from = plan.edits.partition_point(|edit| edit.gpa < first.gpa());
-        for edit in plan.edits.get(from..).unwrap_or_default() {
-            let gfn = edit.gpa.gfn();
-            let Some(frame) = part.chunks_exact_mut(PAGE_SIZE).nth(index(gfn, first)) else { break };
-            edit.apply(frame);
-        }
-        for run in nonzero(part) {
-            let offset = FileOffset(task.offset.0 + done * PAGE + run.start as u64);
-            put(offset, part.get(run).unwrap_or_default())?;
-        }
-        done += pages;
-    }
-    Ok(())
-}
-
 fn index(gfn: Gfn, first: Gfn) -> usize {
     usize::try_from(gfn.0.saturating_sub(first.0)).unwrap_or(usize::MAX)
 }
 
+/// What becomes of a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Zero,
+    /// The base has it.
+    Inherited,
+    Own,
+}
+
 /// Each run of pages that are not zero.
-pub(crate) fn nonzero(bytes: &[u8]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
+pub(crate) fn nonzero(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let runs = runs_alike(bytes, |_, page| *page == ZEROS);
+    runs.into_iter().filter(|(is_zero, _)| !is_zero).map(|(_, run)| run)
+}
+
+/// Each run of pages that are alike by what is told of a page, and of where it begins.
+fn runs_alike<K: PartialEq>(bytes: &[u8], kind: impl Fn(usize, &[u8]) -> K) -> Vec<(K, Range<usize>)> {
+    let mut runs: Vec<(K, Range<usize>)> = Vec::new();
     for (i, page) in bytes.chunks_exact(PAGE_SIZE).enumerate() {
         let start = i * PAGE_SIZE;
-        if *page == ZEROS {
-            continue;
-        }
+        let kind = kind(start, page);
         match runs.last_mut() {
-            Some(last) if last.end == start => last.end += PAGE_SIZE,
-            _ => runs.push(start..start + PAGE_SIZE),
+            Some((last, run)) if *last == kind => run.end += PAGE_SIZE,
+            _ => runs.push((kind, start..start + PAGE_SIZE)),
         }
     }
     runs

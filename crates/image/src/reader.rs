@@ -4,9 +4,9 @@ use crate::link::{Content, MAX_LINKS};
 use crate::ranges::pieces;
 use crate::{
     Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, INHERITED, ImageError, MANIFEST,
-    MANIFEST_BYTES, Manifest, RAM, RAM_PACKED, STATE, STATE_BYTES,
+    MANIFEST_BYTES, Manifest, PAGE_HASHES, RAM, RAM_PACKED, STATE, STATE_BYTES,
 };
-use crate::{Problem, exclusions, packed::Packed, verify};
+use crate::{Problem, exclusions, packed::Packed, page_hashes, verify};
 use elision_memory::Ram;
 use rayon::prelude::*;
 use rustix::fs::MemfdFlags;
@@ -39,8 +39,9 @@ impl Image {
         let files = &image.manifest.files;
         let ram = image.ram_file();
         let inherited = files.inherited.as_ref().map(|sum| (INHERITED, sum.bytes));
+        let hashes = files.page_hashes.as_ref().map(|sum| (PAGE_HASHES, sum.bytes));
         let others = [ram, (STATE, files.state.bytes), (EXCLUSIONS, files.exclusions.bytes)];
-        for (name, bytes) in others.into_iter().chain(inherited) {
+        for (name, bytes) in others.into_iter().chain(inherited).chain(hashes) {
             image.open_file(name, bytes)?;
         }
         if let Some(base) = &image.manifest.base {
@@ -162,16 +163,6 @@ impl Image {
             .map_err(|reason| ImageError::Table { path, reason })
     }
 
-    /// Length and checksums of the chunks of its RAM, whatever images that comes from. Links of early versions have none.
-    pub(crate) fn whole_chunks(&self) -> Option<(u64, Vec<blake3::Hash>)> {
-        let files = &self.manifest.files;
-        match (&self.base, &files.whole) {
-            (None, _) => Some((files.ram.chunk_bytes, files.ram.chunk_hashes()?)),
-            (Some(_), Some(whole)) => Some((whole.chunk_bytes, whole.chunk_hashes(files.ram.bytes)?)),
-            (Some(_), None) => None,
-        }
-    }
-
     /// The device state's file.
     #[must_use]
     pub fn state_path(&self) -> PathBuf {
@@ -286,8 +277,8 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
     if files.ram.chunk_hashes().is_none() {
         return Err(bad(format!("its list of checksums does not fit the length of {RAM}")));
     }
-    if files.whole.as_ref().is_some_and(|whole| !is_link || whole.chunk_hashes(ram).is_none()) {
-        return Err(bad("its list of checksums of all RAM does not fit the length of RAM".to_owned()));
+    if files.page_hashes.as_ref().is_some_and(|sum| sum.bytes != page_hashes::file_bytes(ram)) {
+        return Err(bad(format!("the length of {PAGE_HASHES} does not fit that of {RAM}")));
     }
     if files.state.bytes > STATE_BYTES || files.exclusions.bytes > exclusions::FILE_BYTES {
         return Err(bad(format!("it says that {STATE} or {EXCLUSIONS} is larger than any such file")));

@@ -33,13 +33,14 @@ impl Room {
         Ok(Self { staging, bytes: available(), ready, populated: Vec::new() })
     }
 
-    /// Takes memory for what a copy by `guess` would hold, and maps what would be copied.
-    pub(crate) fn populate(&mut self, ram: &Ram, guess: &Plan) {
+    /// Takes memory for what a copy by `guess` would hold, unless it is going to be sparse, and maps what would be copied.
+    pub(crate) fn populate(&mut self, ram: &Ram, guess: &Plan, is_sparse: bool) {
         self.populated = ram.populated();
         let tasks = tasks(ram, &self.populated, guess);
         let end = fits(&tasks, self.bytes, chunk_bytes(ram.file_len()));
         let parts: Vec<Range<FileOffset>> = tasks.iter().map(Task::range).collect();
-        let staged = parts.get(..parts.partition_point(|part| part.start < end)).unwrap_or_default();
+        let staged = if is_sparse { 0 } else { parts.partition_point(|part| part.start < end) };
+        let staged = parts.get(..staged).unwrap_or_default();
         prefer_huge(&self.staging, staged);
         // Both are mere help: what fails here happens by itself while memory is copied.
         let mapped = parts.par_iter().try_for_each(|part| ram.prefault(part));

@@ -128,7 +128,7 @@ impl<'a> StreamWriter<'a> {
         let len = self.layout.file_len();
         let chunks = (0_u64..).zip(&self.touched).filter(|(_, touched)| **touched);
         let data = chunks.map(|(i, _)| FileOffset(i * MIN_CHUNK)..FileOffset(((i + 1) * MIN_CHUNK).min(len)));
-        let written = Written { stats, data: data.collect(), late: self.late };
+        let written = Written { stats, data: data.collect(), inherited: Vec::new(), late: self.late };
         Ok((self.file, self.layout, written))
     }
 

@@ -7,18 +7,18 @@
 //! ```
 
 use crate::drain::{Source, drain};
-use crate::inherit::inherit;
+use crate::inherit::{inherit, without};
 use crate::link::{self, MAX_LINKS, path_to};
-use crate::manifest::WholeRam;
+use crate::page_hashes::{HashFile, Key, PageHashes};
 use crate::partial::Partial;
 use crate::precopy::{Precopy, Settled};
-use crate::ram_writer::{AtOnce, Late, Written};
+use crate::ram_writer::{AtOnce, Job, Late, Written};
 use crate::ranges::{Runs, common, rest};
 use crate::room::Room;
 use crate::target::{Target, open_direct};
 use crate::{
     Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, INHERITED, Image,
-    ImageError, MANIFEST, RAM, RAM_PACKED, RamFile, RamStats, STATE, StreamWriter,
+    ImageError, MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, RamFile, RamReader, RamStats, STATE, StreamWriter,
 };
 use crate::{Manifest, checksum, packed, ram_writer};
 use blake3::Hash;
@@ -52,17 +52,17 @@ pub struct ImageWriter {
 /// What an image builds on.
 #[derive(Debug)]
 pub(crate) struct BuiltOn {
-    pub(crate) image: Image,
+    image: Image,
     /// From the folder of the image that is written.
-    pub(crate) path: PathBuf,
-    /// What is inherited, where that is known before it is looked for, and the checksums of it all.
-    pub(crate) inherited: Option<(Runs, Option<WholeRam>)>,
+    path: PathBuf,
+    hashes: Option<PageHashes>,
 }
 
 /// RAM as far as it is copied.
 #[derive(Debug)]
 struct RamImage {
     file: File,
+    hash_file: HashFile,
     written: Written,
     copy: Ram,
     /// The parts that are in the copy and not in the file yet, ascending.
@@ -72,8 +72,13 @@ struct RamImage {
 }
 
 impl RamImage {
-    /// `copy` holds what was copied, a view of `file` where that was written at once.
-    fn new(file: File, written: Written, mut copy: Ram, at_once: AtOnce) -> Result<Self, ImageError> {
+    /// `copy` holds what was copied, a view of the file where that was written at once.
+    fn new(
+        (file, hash_file): (File, HashFile),
+        written: Written,
+        mut copy: Ram,
+        at_once: AtOnce,
+    ) -> Result<Self, ImageError> {
         written.late.each().try_for_each(|(gfn, frame)| copy.poke(gfn.gpa(), frame))?;
         let AtOnce { chunks, hashes } = at_once;
         let is_in_file = |run: &Range<FileOffset>| {
@@ -82,28 +87,34 @@ impl RamImage {
                 .is_some_and(|c| c.start <= run.start)
         };
         let missing = written.data.iter().filter(|run| !is_in_file(run)).cloned().collect();
-        Ok(Self { file, written, copy, missing, hashes })
+        Ok(Self { file, hash_file, written, copy, missing, hashes })
     }
 }
 
 impl RamImage {
-    /// Takes out what is the same in the base, and says what that is.
-    fn inherit(&mut self, base: &mut BuiltOn) -> Result<(Runs, Option<WholeRam>), ImageError> {
-        if let Some(known) = base.inherited.take() {
-            return Ok(known);
-        }
-        let found = inherit(&self.copy, &self.written.data, &self.missing, &base.image)?;
-        self.missing = common(&self.missing, &found.data);
-        self.written.data = found.data;
-        Ok((found.inherited, Some(found.whole)))
+    /// Takes out what is the same in the base, too.
+    fn inherit(&mut self, base: &BuiltOn) -> Result<(), ImageError> {
+        let Written { data, inherited, .. } = &mut self.written;
+        let same = inherit(&self.copy, &self.missing, &base.image, base.hashes.as_ref())?;
+        self.missing = without(&self.missing, &same);
+        *data = without(data, &same);
+        *inherited = joined([&inherited[..], &same].concat());
+        Ok(())
     }
 }
 
 impl BuiltOn {
+    /// `target` is what the image that builds on it will be called.
+    pub(crate) fn new(image: Image, target: &Path) -> Result<Self, ImageError> {
+        let (path, hashes) = (path_to(image.dir(), target)?, image.page_hashes()?);
+        Ok(Self { image, path, hashes })
+    }
+
     /// What the manifest says of it.
-    fn named(&self, image: &RamImage, inherited: &Runs) -> Result<Base, ImageError> {
+    fn named(&self, image: &RamImage) -> Result<Base, ImageError> {
+        let Written { data, inherited, .. } = &image.written;
         let bytes = |runs: &Runs| runs.iter().map(|run| run.end.0 - run.start.0).sum();
-        let held = joined([&image.written.data[..], inherited].concat());
+        let held = joined([&data[..], inherited].concat());
         let gone = common(&self.image.populated()?, &rest(&held, image.copy.file_len()));
         let (path, id) = (self.path.clone(), self.image.manifest().id.clone());
         Ok(Base { path, id, inherited_bytes: bytes(inherited), withdrawn_bytes: bytes(&gone) })
@@ -133,18 +144,20 @@ impl ImageWriter {
         }
     }
 
-    /// Gives an image another form, in which it holds `data` of `ram`.
+    /// Gives an image another form, in which it holds a part of `ram` and inherits another one. `key` is that of its page hashes.
     pub(crate) fn rewrite(
         partial: Partial,
         base: Option<BuiltOn>,
         ram: Ram,
-        data: Runs,
+        (data, inherited): (Runs, Runs),
+        key: Option<Key>,
     ) -> Result<Self, ImageError> {
         let mut writer = Self::in_folder(partial, base);
         let file = writer.new_file(RAM)?;
         file.set_len(ram.file_len()).map_err(|e| writer.failed("write", RAM, e))?;
-        let written = Written { stats: RamStats::default(), data, late: Late::default() };
-        writer.ram = Some(RamImage::new(file, written, ram, AtOnce::default())?);
+        let hash_file = writer.new_hash_file(ram.file_len(), key)?;
+        let written = Written { stats: RamStats::default(), data, inherited, late: Late::default() };
+        writer.ram = Some(RamImage::new((file, hash_file), written, ram, AtOnce::default())?);
         Ok(writer)
     }
 
@@ -188,8 +201,7 @@ impl ImageWriter {
         if image.chain().count() >= MAX_LINKS {
             return Err(bad("it is at the end of a long chain: merge some of its links first"));
         }
-        let path = path_to(base, self.partial.target())?;
-        self.base = Some(BuiltOn { image, path, inherited: None });
+        self.base = Some(BuiltOn::new(image, self.partial.target())?);
         Ok(())
     }
 
@@ -206,7 +218,7 @@ impl ImageWriter {
     /// At most half of what the host can spare is taken. Without this, memory is taken as the copy grows.
     pub fn make_room(&mut self, ram: &Ram, guess: &Plan) -> Result<(), ImageError> {
         let mut room = self.empty_room(ram)?;
-        room.populate(ram, guess);
+        room.populate(ram, guess, self.base_hashes().is_some());
         self.room = Some(room);
         Ok(())
     }
@@ -224,14 +236,19 @@ impl ImageWriter {
         self.ram = None;
         self.check_base(ram)?;
         let file = self.new_file(RAM)?;
+        let hash_file = self.new_hash_file(ram.file_len(), None)?;
         let mut room = self.room.take().map_or_else(|| self.empty_room(ram), Ok)?;
         let direct = open_direct(&self.path(RAM));
         let target = Target { file: &file, direct: direct.as_ref() };
-        let path = self.partial.path();
-        let (written, at_once) = ram_writer::copy(target, path, ram, plan, &mut room, threads)?;
+        let (path, base) = (self.partial.path(), self.base_hashes());
+        let job = Job { ram, plan, target, path, hash_file: &hash_file, base };
+        let (written, at_once) = ram_writer::copy(job, &mut room, threads)?;
         let stats = written.stats;
-        let copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, &at_once.chunks)?;
-        self.ram = Some(RamImage::new(file, written, copy, at_once)?);
+        let mut copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, &at_once.chunks)?;
+        if let Some(base) = &self.base {
+            copy = copy.over(Box::new(RamReader::open(&base.image)?), &written.inherited);
+        }
+        self.ram = Some(RamImage::new((file, hash_file), written, copy, at_once)?);
         Ok(stats)
     }
 
@@ -248,7 +265,8 @@ impl ImageWriter {
         let stats = written.stats;
         let copy = Ram::private(&self.open(RAM)?, layout)?;
         let at_once = AtOnce { chunks: vec![FileOffset(0)..FileOffset(copy.file_len())], hashes: Vec::new() };
-        self.ram = Some(RamImage::new(file, written, copy, at_once)?);
+        let hash_file = self.new_hash_file(copy.file_len(), None)?;
+        self.ram = Some(RamImage::new((file, hash_file), written, copy, at_once)?);
         Ok(stats)
     }
 
@@ -274,7 +292,8 @@ impl ImageWriter {
             let file = self.new_file(RAM)?;
             file.set_len(layout.file_len()).map_err(|e| self.failed("write", RAM, e))?;
             let copy = staging.into_ram(layout, &self.open(RAM)?, &[])?;
-            self.ram = Some(RamImage::new(file, written, copy, AtOnce::default())?);
+            let hash_file = self.new_hash_file(copy.file_len(), None)?;
+            self.ram = Some(RamImage::new((file, hash_file), written, copy, AtOnce::default())?);
         }
         Ok(())
     }
@@ -288,12 +307,12 @@ impl ImageWriter {
     /// Takes back what was written of RAM, to write it anew.
     pub fn discard_ram(&mut self) -> Result<(), ImageError> {
         self.ram = None;
-        std::fs::remove_file(self.path(RAM)).map_err(|e| self.failed("remove", RAM, e))
+        [RAM, PAGE_HASHES].into_iter().try_for_each(|name| self.remove(name))
     }
 
     /// Makes the changes in the late frames that a look at the copy led to.
     pub fn write_late(&mut self, edits: &[Edit]) -> Result<RamStats, ImageError> {
-        let RamImage { written: Written { stats, data, late }, copy, missing, .. } =
+        let RamImage { written: Written { stats, data, late, .. }, copy, missing, .. } =
             self.ram.as_mut().ok_or(ImageError::Unfinished(RAM))?;
         late.change(edits)?;
         for (gfn, frame) in late.each() {
@@ -346,22 +365,22 @@ impl ImageWriter {
         }
         let state = self.state.take().ok_or(ImageError::Unfinished(STATE))?;
         let exclusions = self.exclusions.take().ok_or(ImageError::Unfinished(EXCLUSIONS))?;
-        let inherits = self.base.as_mut().map(|base| image.inherit(base)).transpose()?;
+        self.base.as_ref().map(|base| image.inherit(base)).transpose()?;
         let (mut ram, name) = match self.level {
             Some(level) => (self.pack(&image, level, progress)?, RAM_PACKED),
             None => (self.drain(&image, progress)?, RAM),
         };
+        self.sync(image.hash_file.file(), PAGE_HASHES)?;
         self.sync(&state, STATE)?;
         self.sync(&exclusions, EXCLUSIONS)?;
         // Only now: a file system may choose blocks as late as the sync.
         let meta = self.open(name)?.metadata().map_err(|e| self.failed("look at", name, e))?;
         ram.stored_bytes = meta.blocks() * 512;
-        let (mut inherited, mut whole) = (None, None);
+        let mut inherited = None;
         manifest.base = None;
-        if let (Some(base), Some((runs, sums))) = (&self.base, inherits) {
-            inherited = Some(self.write_inherited(&runs, image.copy.file_len())?);
-            manifest.base = Some(base.named(&image, &runs)?);
-            whole = sums;
+        if let Some(base) = &self.base {
+            inherited = Some(self.write_inherited(&image.written.inherited, image.copy.file_len())?);
+            manifest.base = Some(base.named(&image)?);
         }
         manifest.format = match &self.base {
             Some(_) => FORMAT_LINK,
@@ -373,7 +392,8 @@ impl ImageWriter {
             manifest.times.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
         }
         let (state, exclusions) = (self.sum(STATE)?, self.sum(EXCLUSIONS)?);
-        manifest.files = Files { ram, state, exclusions, inherited, whole };
+        let page_hashes = Some(self.sum(PAGE_HASHES)?);
+        manifest.files = Files { ram, state, exclusions, inherited, page_hashes };
 
         let mut text = serde_json::to_vec_pretty(&manifest).map_err(ImageError::Encode)?;
         text.push(b'\n');
@@ -396,10 +416,10 @@ impl ImageWriter {
 
     /// Writes what is still in memory.
     fn drain(&self, image: &RamImage, progress: &(dyn Fn(u64) + Sync)) -> Result<RamFile, ImageError> {
-        let RamImage { file, written, copy, missing, hashes } = image;
+        let RamImage { file, hash_file, written, copy, missing, hashes } = image;
         let direct = open_direct(&self.path(RAM));
         let target = Target { file, direct: direct.as_ref() };
-        let source = Source { copy, data: &written.data, is_more: self.base.is_some() };
+        let source = Source { copy, data: &written.data, hash_file, is_more: self.base.is_some() };
         let (chunk_bytes, chunks) = drain(source, target, missing, hashes, progress)
             .map_err(|e| self.failed("write", RAM, e).or_full(written.stats.written))?;
         self.sync(file, RAM)?;
@@ -413,14 +433,14 @@ impl ImageWriter {
         level: i32,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<RamFile, ImageError> {
-        let RamImage { written, copy, .. } = image;
+        let RamImage { written, copy, hash_file, .. } = image;
         let chunk = checksum::chunk_bytes_packed(copy.file_len());
         let mut file = self.new_file(RAM_PACKED)?;
-        let chunks = packed::pack(copy, &written.data, chunk, level, &mut file, progress)
+        let chunks = packed::pack(copy, &written.data, chunk, level, &mut file, hash_file, progress)
             .map_err(|e| self.failed("write", RAM_PACKED, e).or_full(written.stats.written))?;
         self.sync(&file, RAM_PACKED)?;
         let meta = file.metadata().map_err(|e| self.failed("look at", RAM_PACKED, e))?;
-        std::fs::remove_file(self.path(RAM)).map_err(|e| self.failed("remove", RAM, e))?;
+        self.remove(RAM)?;
         Ok(RamFile { packed_bytes: Some(meta.len()), ..ram_file(copy.file_len(), chunk, &chunks) })
     }
 
@@ -428,6 +448,22 @@ impl ImageWriter {
         let file = self.open(name)?;
         let (hash, bytes) = checksum::hash_file(&file).map_err(|e| self.failed("read back", name, e))?;
         Ok(FileSum { bytes, blake3: hash.to_hex().to_string() })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), ImageError> {
+        std::fs::remove_file(self.path(name)).map_err(|e| self.failed("remove", name, e))
+    }
+
+    fn base_hashes(&self) -> Option<&PageHashes> {
+        self.base.as_ref()?.hashes.as_ref()
+    }
+
+    /// `key` is that of the base, if it has one.
+    fn new_hash_file(&self, ram: u64, key: Option<Key>) -> Result<HashFile, ImageError> {
+        let failed = |e| self.failed("write", PAGE_HASHES, e);
+        let key = key.or_else(|| self.base_hashes().map(|hashes| hashes.key));
+        HashFile::new(self.new_file(PAGE_HASHES)?, key.map_or_else(Key::fresh, Ok).map_err(failed)?, ram)
+            .map_err(failed)
     }
 
     fn new_file(&self, name: &str) -> Result<File, ImageError> {

@@ -36,7 +36,7 @@ fn it_holds_the_same_memory_in_less_room() {
         assert!(after.files.ram.stored_bytes < before.files.ram.stored_bytes / 10, "{after:?}");
         let mut names: Vec<_> = fs::read_dir(&packed).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["exclusions.bin", "manifest.json", "ram.zst", "state.bin"]);
+        assert_eq!(names, ["exclusions.bin", "manifest.json", "page-hashes.bin", "ram.zst", "state.bin"]);
         let image = Image::open(&packed).unwrap();
         assert!(image.is_packed() && image.ram_path().ends_with("ram.zst"));
         assert_eq!(image.verify(&|_| ()).unwrap(), []);

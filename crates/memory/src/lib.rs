@@ -17,6 +17,7 @@ mod pieces;
 mod process;
 mod ram;
 mod staging;
+mod underlay;
 
 pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
 pub use error::MemoryError;
@@ -27,3 +28,4 @@ pub use pieces::RamPiece;
 pub use process::{ProcessRam, ProcessRun};
 pub use ram::Ram;
 pub use staging::Staging;
+pub use underlay::Origin;

@@ -6,6 +6,7 @@ use crate::mapping::Mapping;
 use crate::mirror::Mirror;
 use crate::pieces::{self, RamPiece};
 use crate::process::ProcessRam;
+use crate::underlay::{Origin, Underlay};
 use crate::{FileOffset, Gfn, Gpa, PAGE_SIZE, RamLayout};
 use std::fs::File;
 use std::io;
@@ -19,6 +20,7 @@ pub struct Ram {
     /// The files that the mapping shows, by ascending offset.
     pieces: Vec<RamPiece>,
     mirror: Option<Mirror>,
+    underlay: Option<Underlay>,
     /// What may be other than zero, where that is known.
     data: Option<Vec<Range<FileOffset>>>,
     writable: bool,
@@ -33,14 +35,14 @@ impl Ram {
     /// The same with RAM in several files, which ascend and do not overlap.
     pub fn shared_in(pieces: Vec<RamPiece>, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::shared(checked_len(&pieces, &layout)?, &pieces)?;
-        Ok(Self { mapping, layout, pieces, mirror: None, data: None, writable: false })
+        Ok(Self { mapping, layout, pieces, mirror: None, underlay: None, data: None, writable: false })
     }
 
     /// A copy-on-write view of a RAM file: [`Ram::poke`] changes this view and never the file.
     pub fn private(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
         let pieces = vec![RamPiece::whole(file, &layout)?];
         let mapping = Mapping::private(checked_len(&pieces, &layout)?, &pieces)?;
-        Ok(Self { mapping, layout, pieces, mirror: None, data: None, writable: true })
+        Ok(Self { mapping, layout, pieces, mirror: None, underlay: None, data: None, writable: true })
     }
 
     /// The RAM of a VM that may be running, in the memory of its process. It is copied as it is read, and what
@@ -48,7 +50,15 @@ impl Ram {
     pub fn of_process(ram: ProcessRam, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::sparse(usize::try_from(layout.file_len()).map_err(io::Error::other)?)?;
         let mirror = Mirror::new(ram, &mapping)?;
-        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: Some(mirror), data: None, writable: false })
+        Ok(Self {
+            mapping,
+            layout,
+            pieces: Vec::new(),
+            mirror: Some(mirror),
+            underlay: None,
+            data: None,
+            writable: false,
+        })
     }
 
     /// Forgets what was copied from a process: call it after each stop of the VM, and before each look at a
@@ -78,6 +88,7 @@ impl Ram {
     /// Whether everything so far could be read. [`Ram::word`] has no error of its own, so whoever concludes
     /// something from what was read asks this first.
     pub fn check(&self) -> Result<(), MemoryError> {
+        self.underlay.as_ref().map_or(Ok(()), Underlay::check)?;
         self.mirror.as_ref().map_or(Ok(()), Mirror::check)
     }
 
@@ -91,7 +102,18 @@ impl Ram {
         if found < needed {
             return Err(MemoryError::Short { found, needed });
         }
-        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: None, data, writable: true })
+        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: None, underlay: None, data, writable: true })
+    }
+
+    /// A copy of which some parts, which ascend and consist of pages, are elsewhere: they are read when they are wanted. What else
+    /// it holds stays as it is.
+    #[must_use]
+    pub fn over(mut self, origin: Box<dyn Origin>, parts: &[Range<FileOffset>]) -> Self {
+        let place = |offset: FileOffset| usize::try_from(offset.0).unwrap_or(usize::MAX);
+        let parts = parts.iter().map(|part| place(part.start)..place(part.end)).collect();
+        self.mapping.disown();
+        self.underlay = Some(Underlay::new(origin, parts, self.mapping.len()));
+        self
     }
 
     /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
@@ -102,6 +124,7 @@ impl Ram {
             layout,
             pieces: Vec::new(),
             mirror: None,
+            underlay: None,
             data: None,
             writable: true,
         })
@@ -134,8 +157,9 @@ impl Ram {
     #[inline]
     pub fn word(&self, gpa: Gpa) -> Option<u64> {
         let at = self.position(gpa, 8)?;
-        let is_here = self.mirror.as_ref().is_none_or(|mirror| mirror.bring(&self.mapping, at, 8));
-        if is_here { self.mapping.word(at) } else { None }
+        let of_process = self.mirror.as_ref().is_none_or(|mirror| mirror.bring(&self.mapping, at, 8));
+        let is_here = self.underlay.as_ref().is_none_or(|underlay| underlay.bring(&self.mapping, at, 8));
+        if of_process && is_here { self.mapping.word(at) } else { None }
     }
 
     /// Copies bytes out of the RAM file by its own offsets; `false` past its end, or if they cannot be read.
@@ -247,10 +271,12 @@ impl Ram {
 
     #[inline]
     fn copy(&self, at: usize, out: &mut [u8]) -> bool {
-        match &self.mirror {
-            Some(mirror) => mirror.read(&self.mapping, at, out),
-            None => self.mapping.read(at, out),
+        if let Some(mirror) = &self.mirror {
+            return mirror.read(&self.mapping, at, out);
         }
+        let is_here =
+            self.underlay.as_ref().is_none_or(|underlay| underlay.bring(&self.mapping, at, out.len()));
+        is_here && self.mapping.read(at, out)
     }
 
     #[inline]

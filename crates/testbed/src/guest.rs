@@ -10,6 +10,8 @@ use crate::truth::Truth;
 use crate::{paths, spawner};
 use elision_actor::protocol::READY_LINE;
 use elision_memory::{FileOffset, ProcessRam, ProcessRun, Ram, RamLayout};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// A boot takes 3 s alone and far longer on a busy machine.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// QEMU ends at once, unless the machine is very busy.
+const QUIT_LIMIT: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 /// Some kernels panic early in one of a few emulated boots.
 const ATTEMPTS: u32 = 3;
 
@@ -167,11 +171,24 @@ impl Drop for Process {
                 let _ = child.wait();
             }
             None => {
-                let _ = self.endpoints.qmp("quit", &json!({}));
+                let _ = quit(&self.endpoints);
             }
         }
         let _ = std::fs::remove_dir_all(self.endpoints.folder());
     }
+}
+
+/// Ends QEMU and waits until it is gone: until then it has its files open.
+fn quit(endpoints: &Endpoints) -> Result<(), Error> {
+    let socket = endpoints.qmp_socket();
+    let pid = i32::try_from(qmp::listener(&socket)?).ok().and_then(Pid::from_raw);
+    let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    endpoints.qmp("quit", &json!({}))?;
+    if let Some(process) = process {
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&QUIT_LIMIT));
+        ended.map_err(std::io::Error::from).context("await the end of the QEMU of", &socket)?;
+    }
+    Ok(())
 }
 
 fn not_ready(endpoints: &Endpoints, reason: String) -> Error {
