@@ -10,7 +10,7 @@
 use crate::page_hashes::PageHashes;
 use crate::ranges::{Runs, add, common, pieces, rest};
 use crate::{Image, ImageError, RamReader};
-use elision_memory::{FileOffset, Origin, PAGE_SIZE, Ram, joined};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
 use rayon::prelude::*;
 use std::io;
 use std::ops::Range;
@@ -18,12 +18,6 @@ use std::ops::Range;
 const PIECE: usize = 1 << 20;
 /// Some of them wait for the base's disk.
 const THREADS: usize = 8;
-
-impl Origin for RamReader {
-    fn read_at(&self, offset: FileOffset, out: &mut [u8]) -> io::Result<()> {
-        self.read_at(offset.0, out)
-    }
-}
 
 /// The pages of some runs of a copy that are the same in `base`.
 pub(crate) fn inherit(

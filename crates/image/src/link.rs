@@ -13,6 +13,7 @@
 use crate::ranges::{Runs, add, common, rest};
 use crate::{INHERITED, Image, ImageError};
 use elision_memory::{FileOffset, PAGE_SIZE, Ram, Staging, joined};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -59,6 +60,22 @@ impl Image {
         let Some(base) = self.base() else { return Ok(self.ram()?.populated()) };
         let own = Ram::private(&self.open_ram()?, self.manifest().ram_layout.clone())?.populated();
         Ok(joined([own, common(&base.populated()?, &self.inherited()?)].concat()))
+    }
+
+    /// The files that hold its RAM, and which parts of it each has. `None` if one is compressed.
+    pub(crate) fn plain_files(&self) -> Result<Option<Vec<(File, Runs)>>, ImageError> {
+        let len = self.manifest().files.ram.bytes;
+        let mut wanted = vec![FileOffset(0)..FileOffset(len)];
+        let mut files = Vec::new();
+        for image in self.chain() {
+            if image.is_packed() {
+                return Ok(None);
+            }
+            let inherited = image.inherited()?;
+            files.push((image.open_ram()?, common(&wanted, &rest(&inherited, len))));
+            wanted = common(&wanted, &inherited);
+        }
+        Ok(Some(files))
     }
 
     /// What a link does not hold itself.

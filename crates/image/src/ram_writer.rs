@@ -22,6 +22,7 @@ use crate::{ImageError, PAGE_HASHES, RAM};
 use blake3::Hash;
 use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram};
 use elision_plan::{Edit, Plan};
+use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
@@ -70,10 +71,12 @@ impl Late {
     /// Copies the plan's late frames, with its changes.
     fn take(ram: &Ram, plan: &Plan) -> Result<Self, ImageError> {
         let mut late = Self::room_for(plan);
-        for (gfn, frame) in late.frames.iter().zip(late.bytes.chunks_exact_mut(PAGE_SIZE)) {
+        let frames = late.frames.par_iter().zip(late.bytes.par_chunks_exact_mut(PAGE_SIZE));
+        frames.try_for_each(|(gfn, frame)| {
             ram.read(gfn.gpa(), frame)?;
             plan.edits_in(*gfn).iter().for_each(|edit| edit.apply(frame));
-        }
+            Ok::<_, ImageError>(())
+        })?;
         Ok(late)
     }
 

@@ -18,11 +18,11 @@ use crate::room::Room;
 use crate::target::{Target, open_direct};
 use crate::{
     Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, INHERITED, Image,
-    ImageError, MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, RamFile, RamReader, RamStats, STATE, StreamWriter,
+    ImageError, MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, RamFile, RamStats, STATE, StreamWriter,
 };
 use crate::{Manifest, checksum, packed, ram_writer};
 use blake3::Hash;
-use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
+use elision_memory::{FileOffset, MemoryError, PAGE_SIZE, Ram, joined};
 use elision_plan::{Edit, Plan};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::{File, OpenOptions};
@@ -56,6 +56,8 @@ pub(crate) struct BuiltOn {
     /// From the folder of the image that is written.
     path: PathBuf,
     hashes: Option<PageHashes>,
+    /// What its RAM is in, if that need not be unpacked.
+    files: Option<Vec<(File, Runs)>>,
 }
 
 /// RAM as far as it is copied.
@@ -66,36 +68,53 @@ struct RamImage {
     written: Written,
     copy: Ram,
     /// The parts that are in the copy and not in the file yet, ascending.
-    missing: Vec<Range<FileOffset>>,
+    missing: Runs,
+    /// Those of them that may be the same in the base, ascending.
+    unsure: Runs,
+    /// What must be in the copy before it is looked at is there.
+    is_complete: bool,
     /// Checksums of chunks in which nothing is missing, by their number, ascending.
     hashes: Vec<(u64, Hash)>,
 }
 
 impl RamImage {
     /// `copy` holds what was copied, a view of the file where that was written at once.
-    fn new(
-        (file, hash_file): (File, HashFile),
-        written: Written,
-        mut copy: Ram,
-        at_once: AtOnce,
-    ) -> Result<Self, ImageError> {
-        written.late.each().try_for_each(|(gfn, frame)| copy.poke(gfn.gpa(), frame))?;
+    fn new((file, hash_file): (File, HashFile), written: Written, copy: Ram, at_once: AtOnce) -> Self {
         let AtOnce { chunks, hashes } = at_once;
         let is_in_file = |run: &Range<FileOffset>| {
             chunks
                 .get(chunks.partition_point(|chunk| chunk.end <= run.start))
                 .is_some_and(|c| c.start <= run.start)
         };
-        let missing = written.data.iter().filter(|run| !is_in_file(run)).cloned().collect();
-        Ok(Self { file, hash_file, written, copy, missing, hashes })
+        let missing: Runs = written.data.iter().filter(|run| !is_in_file(run)).cloned().collect();
+        let unsure = if written.inherited.is_empty() { missing.clone() } else { Vec::new() };
+        Self { file, hash_file, written, copy, missing, unsure, hashes, is_complete: false }
     }
 }
 
 impl RamImage {
+    /// The same, with all in the copy that was copied or inherited: from the base's files.
+    fn completed(mut self, base: Option<&Vec<(File, Runs)>>) -> Result<Self, ImageError> {
+        if self.is_complete {
+            return Ok(self);
+        }
+        let Written { late, inherited, .. } = &self.written;
+        late.each().try_for_each(|(gfn, frame)| self.copy.poke(gfn.gpa(), frame))?;
+        if !inherited.is_empty() {
+            let parts = base
+                .into_iter()
+                .flatten()
+                .map(|(file, held)| Ok((file.try_clone()?, common(held, inherited))));
+            self.copy = self.copy.over(parts.collect::<io::Result<_>>().map_err(MemoryError::from)?)?;
+        }
+        self.is_complete = true;
+        Ok(self)
+    }
+
     /// Takes out what is the same in the base, too.
     fn inherit(&mut self, base: &BuiltOn) -> Result<(), ImageError> {
         let Written { data, inherited, .. } = &mut self.written;
-        let same = inherit(&self.copy, &self.missing, &base.image, base.hashes.as_ref())?;
+        let same = inherit(&self.copy, &self.unsure, &base.image, base.hashes.as_ref())?;
         self.missing = without(&self.missing, &same);
         *data = without(data, &same);
         *inherited = joined([&inherited[..], &same].concat());
@@ -106,8 +125,9 @@ impl RamImage {
 impl BuiltOn {
     /// `target` is what the image that builds on it will be called.
     pub(crate) fn new(image: Image, target: &Path) -> Result<Self, ImageError> {
-        let (path, hashes) = (path_to(image.dir(), target)?, image.page_hashes()?);
-        Ok(Self { image, path, hashes })
+        let (path, hashes, files) =
+            (path_to(image.dir(), target)?, image.page_hashes()?, image.plain_files()?);
+        Ok(Self { image, path, hashes, files })
     }
 
     /// What the manifest says of it.
@@ -157,7 +177,7 @@ impl ImageWriter {
         file.set_len(ram.file_len()).map_err(|e| writer.failed("write", RAM, e))?;
         let hash_file = writer.new_hash_file(ram.file_len(), key)?;
         let written = Written { stats: RamStats::default(), data, inherited, late: Late::default() };
-        writer.ram = Some(RamImage::new((file, hash_file), written, ram, AtOnce::default())?);
+        writer.ram = Some(RamImage::new((file, hash_file), written, ram, AtOnce::default()));
         Ok(writer)
     }
 
@@ -218,7 +238,7 @@ impl ImageWriter {
     /// At most half of what the host can spare is taken. Without this, memory is taken as the copy grows.
     pub fn make_room(&mut self, ram: &Ram, guess: &Plan) -> Result<(), ImageError> {
         let mut room = self.empty_room(ram)?;
-        room.populate(ram, guess, self.base_hashes().is_some());
+        room.populate(ram, guess, self.hashes_for_copy().is_some());
         self.room = Some(room);
         Ok(())
     }
@@ -240,15 +260,12 @@ impl ImageWriter {
         let mut room = self.room.take().map_or_else(|| self.empty_room(ram), Ok)?;
         let direct = open_direct(&self.path(RAM));
         let target = Target { file: &file, direct: direct.as_ref() };
-        let (path, base) = (self.partial.path(), self.base_hashes());
+        let (path, base) = (self.partial.path(), self.hashes_for_copy());
         let job = Job { ram, plan, target, path, hash_file: &hash_file, base };
         let (written, at_once) = ram_writer::copy(job, &mut room, threads)?;
         let stats = written.stats;
-        let mut copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, &at_once.chunks)?;
-        if let Some(base) = &self.base {
-            copy = copy.over(Box::new(RamReader::open(&base.image)?), &written.inherited);
-        }
-        self.ram = Some(RamImage::new((file, hash_file), written, copy, at_once)?);
+        let copy = room.staging.into_ram(ram.layout().clone(), &self.open(RAM)?, &at_once.chunks)?;
+        self.ram = Some(RamImage::new((file, hash_file), written, copy, at_once));
         Ok(stats)
     }
 
@@ -266,7 +283,7 @@ impl ImageWriter {
         let copy = Ram::private(&self.open(RAM)?, layout)?;
         let at_once = AtOnce { chunks: vec![FileOffset(0)..FileOffset(copy.file_len())], hashes: Vec::new() };
         let hash_file = self.new_hash_file(copy.file_len(), None)?;
-        self.ram = Some(RamImage::new((file, hash_file), written, copy, at_once)?);
+        self.ram = Some(RamImage::new((file, hash_file), written, copy, at_once));
         Ok(stats)
     }
 
@@ -293,15 +310,17 @@ impl ImageWriter {
             file.set_len(layout.file_len()).map_err(|e| self.failed("write", RAM, e))?;
             let copy = staging.into_ram(layout, &self.open(RAM)?, &[])?;
             let hash_file = self.new_hash_file(copy.file_len(), None)?;
-            self.ram = Some(RamImage::new((file, hash_file), written, copy, AtOnce::default())?);
+            self.ram = Some(RamImage::new((file, hash_file), written, copy, AtOnce::default()));
         }
         Ok(())
     }
 
     /// What was copied, the late frames included: the guest's memory as it was when it was copied, while
     /// the guest itself may run on. What the plan left out reads as zeros.
-    pub fn copied_ram(&self) -> Result<&Ram, ImageError> {
-        Ok(&self.ram.as_ref().ok_or(ImageError::Unfinished(RAM))?.copy)
+    pub fn copied_ram(&mut self) -> Result<&Ram, ImageError> {
+        let image = self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
+        let files = self.base.as_ref().and_then(|base| base.files.as_ref());
+        Ok(&self.ram.insert(image.completed(files)?).copy)
     }
 
     /// Takes back what was written of RAM, to write it anew.
@@ -312,7 +331,7 @@ impl ImageWriter {
 
     /// Makes the changes in the late frames that a look at the copy led to.
     pub fn write_late(&mut self, edits: &[Edit]) -> Result<RamStats, ImageError> {
-        let RamImage { written: Written { stats, data, late, .. }, copy, missing, .. } =
+        let RamImage { written: Written { stats, data, late, .. }, copy, missing, unsure, .. } =
             self.ram.as_mut().ok_or(ImageError::Unfinished(RAM))?;
         late.change(edits)?;
         for (gfn, frame) in late.each() {
@@ -324,13 +343,15 @@ impl ImageWriter {
             let start = offset.ok_or(ImageError::BadPlan { gfn, reason: "a late frame is not RAM" })?;
             let run = start..FileOffset(start.0 + PAGE_SIZE as u64);
             missing.push(run.clone());
+            unsure.push(run.clone());
             data.push(run);
             stats.written += PAGE_SIZE as u64;
             stats.zero = stats.zero.saturating_sub(PAGE_SIZE as u64);
         }
         *late = Late::default();
-        *missing = joined(std::mem::take(missing));
-        *data = joined(std::mem::take(data));
+        for runs in [missing, unsure, data] {
+            *runs = joined(std::mem::take(runs));
+        }
         Ok(*stats)
     }
 
@@ -416,7 +437,7 @@ impl ImageWriter {
 
     /// Writes what is still in memory.
     fn drain(&self, image: &RamImage, progress: &(dyn Fn(u64) + Sync)) -> Result<RamFile, ImageError> {
-        let RamImage { file, hash_file, written, copy, missing, hashes } = image;
+        let RamImage { file, hash_file, written, copy, missing, hashes, .. } = image;
         let direct = open_direct(&self.path(RAM));
         let target = Target { file, direct: direct.as_ref() };
         let source = Source { copy, data: &written.data, hash_file, is_more: self.base.is_some() };
@@ -456,6 +477,11 @@ impl ImageWriter {
 
     fn base_hashes(&self) -> Option<&PageHashes> {
         self.base.as_ref()?.hashes.as_ref()
+    }
+
+    /// What is the same by these need not be copied: the copy can be completed from the base's files.
+    fn hashes_for_copy(&self) -> Option<&PageHashes> {
+        self.base.as_ref()?.files.as_ref().and_then(|_| self.base_hashes())
     }
 
     /// `key` is that of the base, if it has one.

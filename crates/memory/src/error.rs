@@ -26,9 +26,6 @@ pub enum MemoryError {
     /// The operating system refused.
     #[error("Cannot map the RAM file")]
     Map(#[from] io::Error),
-    /// What a copy does not hold itself could not be read.
-    #[error("Cannot read the part of a copy of RAM that is elsewhere")]
-    Elsewhere(#[source] io::Error),
     /// Another process's memory may not be read.
     #[error(
         "The memory of process {pid} may not be read: run as root, or as the same user where kernel.yama.ptrace_scope is 0"

@@ -9,6 +9,7 @@
 mod address;
 mod error;
 mod extents;
+mod layers;
 mod layout;
 mod mapping;
 mod mirror;
@@ -17,7 +18,6 @@ mod pieces;
 mod process;
 mod ram;
 mod staging;
-mod underlay;
 
 pub use address::{FileOffset, Gfn, Gpa, Gva, PAGE_SIZE};
 pub use error::MemoryError;
@@ -28,4 +28,3 @@ pub use pieces::RamPiece;
 pub use process::{ProcessRam, ProcessRun};
 pub use ram::Ram;
 pub use staging::Staging;
-pub use underlay::Origin;

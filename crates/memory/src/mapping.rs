@@ -67,11 +67,6 @@ impl Mapping {
         Ok(Self { map, own: Some(views) })
     }
 
-    /// From now on any part of it may be [filled](Mapping::fill).
-    pub(crate) fn disown(&mut self) {
-        self.own = None;
-    }
-
     /// Memory of which any part may be a file's.
     pub(crate) fn unowned(map: MmapMut) -> Self {
         Self { map: map.into(), own: None }
@@ -106,7 +101,7 @@ impl Mapping {
             return None;
         }
         // SAFETY: the range was just checked to lie inside the mapping. It is private memory of this process that
-        // only `Mapping::write` changes, which takes `&mut self` (`fill` is for mappings that own nothing).
+        // only `Mapping::write` changes, which takes `&mut self` (`fill` is for sparse mappings, which own nothing).
         Some(unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(offset), len) })
     }
 
@@ -133,14 +128,14 @@ impl Mapping {
         true
     }
 
-    /// Overwrites bytes of a sparse or disowned mapping that other threads may be reading. `false` outside the mapping.
+    /// Overwrites bytes of a sparse mapping that other threads may be reading. `false` outside the mapping.
     #[must_use]
     pub(crate) fn fill(&self, offset: usize, bytes: &[u8]) -> bool {
         if !self.holds(offset, bytes.len()) {
             return false;
         }
-        // SAFETY: only sparse and staged mappings, which are writable, are filled (by `Mirror` and `Underlay`), the
-        // latter when `own` gives no reference any more; the range was just checked. Readers copy through raw pointers and can at most see a torn copy.
+        // SAFETY: only sparse mappings, which are writable, are filled (`Mirror` owns its mapping); the range
+        // was just checked. Readers copy through raw pointers and can at most see a torn copy.
         unsafe { self.map.as_mut_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         true
     }

@@ -2,11 +2,11 @@
 
 use crate::error::MemoryError;
 use crate::extents::whole;
+use crate::layers::Layers;
 use crate::mapping::Mapping;
 use crate::mirror::Mirror;
 use crate::pieces::{self, RamPiece};
 use crate::process::ProcessRam;
-use crate::underlay::{Origin, Underlay};
 use crate::{FileOffset, Gfn, Gpa, PAGE_SIZE, RamLayout};
 use std::fs::File;
 use std::io;
@@ -20,7 +20,7 @@ pub struct Ram {
     /// The files that the mapping shows, by ascending offset.
     pieces: Vec<RamPiece>,
     mirror: Option<Mirror>,
-    underlay: Option<Underlay>,
+    layers: Option<Layers>,
     /// What may be other than zero, where that is known.
     data: Option<Vec<Range<FileOffset>>>,
     writable: bool,
@@ -35,14 +35,14 @@ impl Ram {
     /// The same with RAM in several files, which ascend and do not overlap.
     pub fn shared_in(pieces: Vec<RamPiece>, layout: RamLayout) -> Result<Self, MemoryError> {
         let mapping = Mapping::shared(checked_len(&pieces, &layout)?, &pieces)?;
-        Ok(Self { mapping, layout, pieces, mirror: None, underlay: None, data: None, writable: false })
+        Ok(Self { mapping, layout, pieces, mirror: None, layers: None, data: None, writable: false })
     }
 
     /// A copy-on-write view of a RAM file: [`Ram::poke`] changes this view and never the file.
     pub fn private(file: &File, layout: RamLayout) -> Result<Self, MemoryError> {
         let pieces = vec![RamPiece::whole(file, &layout)?];
         let mapping = Mapping::private(checked_len(&pieces, &layout)?, &pieces)?;
-        Ok(Self { mapping, layout, pieces, mirror: None, underlay: None, data: None, writable: true })
+        Ok(Self { mapping, layout, pieces, mirror: None, layers: None, data: None, writable: true })
     }
 
     /// The RAM of a VM that may be running, in the memory of its process. It is copied as it is read, and what
@@ -55,7 +55,7 @@ impl Ram {
             layout,
             pieces: Vec::new(),
             mirror: Some(mirror),
-            underlay: None,
+            layers: None,
             data: None,
             writable: false,
         })
@@ -88,7 +88,6 @@ impl Ram {
     /// Whether everything so far could be read. [`Ram::word`] has no error of its own, so whoever concludes
     /// something from what was read asks this first.
     pub fn check(&self) -> Result<(), MemoryError> {
-        self.underlay.as_ref().map_or(Ok(()), Underlay::check)?;
         self.mirror.as_ref().map_or(Ok(()), Mirror::check)
     }
 
@@ -102,18 +101,14 @@ impl Ram {
         if found < needed {
             return Err(MemoryError::Short { found, needed });
         }
-        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: None, underlay: None, data, writable: true })
+        Ok(Self { mapping, layout, pieces: Vec::new(), mirror: None, layers: None, data, writable: true })
     }
 
-    /// A copy of which some parts, which ascend and consist of pages, are elsewhere: they are read when they are wanted. What else
-    /// it holds stays as it is.
-    #[must_use]
-    pub fn over(mut self, origin: Box<dyn Origin>, parts: &[Range<FileOffset>]) -> Self {
-        let place = |offset: FileOffset| usize::try_from(offset.0).unwrap_or(usize::MAX);
-        let parts = parts.iter().map(|part| place(part.start)..place(part.end)).collect();
-        self.mapping.disown();
-        self.underlay = Some(Underlay::new(origin, parts, self.mapping.len()));
-        self
+    /// A copy of which some parts, which consist of pages, are in files that nobody changes, each at the same offset. What else it
+    /// holds stays as it is.
+    pub fn over(mut self, parts: Vec<(File, Vec<Range<FileOffset>>)>) -> Result<Self, MemoryError> {
+        self.layers = Some(Layers::new(self.mapping.len(), parts)?);
+        Ok(self)
     }
 
     /// Zeroed RAM that belongs to no VM, to be filled by [`Ram::poke`].
@@ -124,7 +119,7 @@ impl Ram {
             layout,
             pieces: Vec::new(),
             mirror: None,
-            underlay: None,
+            layers: None,
             data: None,
             writable: true,
         })
@@ -157,9 +152,11 @@ impl Ram {
     #[inline]
     pub fn word(&self, gpa: Gpa) -> Option<u64> {
         let at = self.position(gpa, 8)?;
-        let of_process = self.mirror.as_ref().is_none_or(|mirror| mirror.bring(&self.mapping, at, 8));
-        let is_here = self.underlay.as_ref().is_none_or(|underlay| underlay.bring(&self.mapping, at, 8));
-        if of_process && is_here { self.mapping.word(at) } else { None }
+        if let Some(layers) = &self.layers {
+            return layers.word(&self.mapping, at);
+        }
+        let is_here = self.mirror.as_ref().is_none_or(|mirror| mirror.bring(&self.mapping, at, 8));
+        if is_here { self.mapping.word(at) } else { None }
     }
 
     /// Copies bytes out of the RAM file by its own offsets; `false` past its end, or if they cannot be read.
@@ -171,6 +168,9 @@ impl Ram {
     /// The same bytes without copying them, where they are memory of a copy ([`Staging::into_ram`](crate::Staging)).
     #[must_use]
     pub fn staged_bytes(&self, part: &Range<u64>) -> Option<&[u8]> {
+        if self.layers.is_some() {
+            return None;
+        }
         let start = usize::try_from(part.start).ok()?;
         self.mapping.own(start, usize::try_from(part.end).ok()?.checked_sub(start)?)
     }
@@ -271,12 +271,11 @@ impl Ram {
 
     #[inline]
     fn copy(&self, at: usize, out: &mut [u8]) -> bool {
-        if let Some(mirror) = &self.mirror {
-            return mirror.read(&self.mapping, at, out);
+        match (&self.mirror, &self.layers) {
+            (Some(mirror), _) => mirror.read(&self.mapping, at, out),
+            (None, Some(layers)) => layers.read(&self.mapping, at, out),
+            (None, None) => self.mapping.read(at, out),
         }
-        let is_here =
-            self.underlay.as_ref().is_none_or(|underlay| underlay.bring(&self.mapping, at, out.len()));
-        is_here && self.mapping.read(at, out)
     }
 
     #[inline]

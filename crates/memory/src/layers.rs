@@ -1,0 +1,68 @@
+//! Parts of a copy of RAM that are not in it but in files at rest.
+//!
+//! ```text
+//! page of the copy    0    1    2    3    4    5
+//! of_page             0    1    1    0    2    1        0: the copy's own memory, n: the nth file, at the same offset
+//! ```
+
+use crate::mapping::Mapping;
+use crate::{FileOffset, PAGE_SIZE, RamPiece};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+/// Which pages of a copy are in which file.
+#[derive(Debug)]
+pub(crate) struct Layers {
+    files: Vec<Mapping>,
+    of_page: Vec<u16>,
+}
+
+impl Layers {
+    /// Of a copy of `len` bytes. Parts consist of pages, and each file is as long as the copy.
+    pub(crate) fn new(len: usize, parts: Vec<(File, Vec<Range<FileOffset>>)>) -> io::Result<Self> {
+        let mut layers = Self { files: Vec::new(), of_page: vec![0; len.div_ceil(PAGE_SIZE)] };
+        let page = |offset: FileOffset| usize::try_from(offset.0).unwrap_or(usize::MAX) / PAGE_SIZE;
+        for (file, parts) in parts {
+            let piece = RamPiece { offset: FileOffset(0), len: len as u64, file };
+            if piece.file.metadata()?.len() < piece.len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            layers.files.push(Mapping::shared(len, &[piece])?);
+            let number = u16::try_from(layers.files.len()).map_err(io::Error::other)?;
+            for part in parts {
+                let pages = layers.of_page.get_mut(page(part.start)..page(part.end));
+                pages.ok_or(io::ErrorKind::InvalidInput)?.fill(number);
+            }
+        }
+        Ok(layers)
+    }
+
+    /// Where a byte is.
+    #[inline]
+    fn at<'a>(&'a self, own: &'a Mapping, at: usize) -> Option<&'a Mapping> {
+        match self.of_page.get(at / PAGE_SIZE)? {
+            0 => Some(own),
+            n => self.files.get(usize::from(*n) - 1),
+        }
+    }
+
+    /// An aligned word.
+    #[inline]
+    pub(crate) fn word(&self, own: &Mapping, at: usize) -> Option<u64> {
+        self.at(own, at)?.word(at)
+    }
+
+    /// Copies bytes out; `false` past the end.
+    pub(crate) fn read(&self, own: &Mapping, mut at: usize, mut out: &mut [u8]) -> bool {
+        while !out.is_empty() {
+            let (part, rest) = out.split_at_mut(out.len().min(PAGE_SIZE - at % PAGE_SIZE));
+            if !self.at(own, at).is_some_and(|mapping| mapping.read(at, part)) {
+                return false;
+            }
+            at = at.saturating_add(part.len());
+            out = rest;
+        }
+        true
+    }
+}
