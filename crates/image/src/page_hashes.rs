@@ -49,61 +49,63 @@ pub(crate) fn file_bytes(ram: u64) -> u64 {
     HEAD.saturating_add(ram.div_ceil(PAGE).saturating_mul(HASH as u64))
 }
 
-/// Where the hashes of some pages stand behind the head.
-fn place(pages: &Range<FileOffset>) -> Range<u64> {
-    pages.start.0 / PAGE * HASH as u64..pages.end.0.div_ceil(PAGE) * HASH as u64
+/// Where the hash of the page at an offset stands.
+fn place(offset: FileOffset) -> u64 {
+    HEAD.saturating_add(offset.0 / PAGE * HASH as u64)
 }
 
 /// The hashes of all of an image's RAM, whatever images it comes from.
 #[derive(Debug)]
 pub(crate) struct PageHashes {
     pub(crate) key: Key,
-    hashes: Vec<u8>,
+    /// As they stand in a file.
+    bytes: Vec<u8>,
 }
 
 impl PageHashes {
     /// Whether the page at an offset is this one, which is not zero.
     #[inline]
     pub(crate) fn is(&self, offset: FileOffset, page: &[u8]) -> bool {
-        let hash = usize::try_from(place(&(offset..offset)).start)
-            .ok()
-            .and_then(|at| self.hashes.get(at..at + HASH));
+        let at = usize::try_from(place(offset)).unwrap_or(usize::MAX);
+        let hash = self.bytes.get(at..at.saturating_add(HASH));
         hash.is_some_and(|hash| hash != [0; HASH] && hash == self.key.hash(page))
+    }
+
+    /// Takes over those of some pages.
+    fn inherit(&mut self, base: &Self, pages: &Range<FileOffset>) {
+        let place = |offset| usize::try_from(place(offset)).unwrap_or(usize::MAX);
+        let part = place(pages.start)..place(pages.end);
+        if let (Some(to), Some(from)) = (self.bytes.get_mut(part.clone()), base.bytes.get(part)) {
+            to.copy_from_slice(from);
+        }
     }
 }
 
 impl Image {
     /// The hashes of all its RAM. `None` if an image that it is of has none, or under another key: early versions wrote none.
     pub(crate) fn page_hashes(&self) -> Result<Option<PageHashes>, ImageError> {
-        let Some(mut all) = self.own_hashes()? else { return Ok(None) };
+        let Some(mut hashes) = self.own_hashes()? else { return Ok(None) };
         if let Some(base) = self.base() {
-            let Some(below) = base.page_hashes()?.filter(|below| below.key == all.key) else {
+            let Some(base) = base.page_hashes()?.filter(|base| base.key == hashes.key) else {
                 return Ok(None);
             };
-            for run in self.inherited()? {
-                let place = place(&run);
-                let part = usize::try_from(place.start).unwrap_or(usize::MAX)
-                    ..usize::try_from(place.end).unwrap_or(usize::MAX);
-                if let (Some(to), Some(from)) = (all.hashes.get_mut(part.clone()), below.hashes.get(part)) {
-                    to.copy_from_slice(from);
-                }
-            }
+            self.inherited()?.iter().for_each(|pages| hashes.inherit(&base, pages));
         }
-        Ok(Some(all))
+        Ok(Some(hashes))
     }
 
     fn own_hashes(&self) -> Result<Option<PageHashes>, ImageError> {
         let Some(sum) = &self.manifest().files.page_hashes else { return Ok(None) };
         let path = self.dir().join(PAGE_HASHES);
-        let mut bytes = Vec::new();
+        let failed = |e| ImageError::io("read", &path, e);
         let file = self.open_file(PAGE_HASHES, sum.bytes)?;
-        file.take(sum.bytes).read_to_end(&mut bytes).map_err(|e| ImageError::io("read", &path, e))?;
-        if blake3::hash(&bytes).to_hex().as_str() != sum.blake3 {
-            return Err(ImageError::Damaged(path));
-        }
-        let hashes = bytes.split_off(usize::try_from(HEAD).unwrap_or(usize::MAX).min(bytes.len()));
-        let key = bytes.first_chunk().copied().ok_or(ImageError::Damaged(path))?;
-        Ok(Some(PageHashes { key: Key(key), hashes }))
+        let mut bytes = Vec::new();
+        let len = usize::try_from(sum.bytes).map_err(|e| failed(io::Error::other(e)))?;
+        bytes.try_reserve_exact(len).map_err(|e| failed(io::Error::other(e)))?;
+        file.take(sum.bytes).read_to_end(&mut bytes).map_err(failed)?;
+        let key = bytes.first_chunk().copied().map(Key);
+        let key = key.filter(|_| blake3::hash(&bytes).to_hex().as_str() == sum.blake3);
+        Ok(Some(PageHashes { key: key.ok_or(ImageError::Damaged(path))?, bytes }))
     }
 }
 
@@ -125,7 +127,7 @@ impl HashFile {
     /// Adds pages that the image holds, none of which is zero.
     pub(crate) fn add(&self, offset: u64, pages: &[u8]) -> io::Result<()> {
         let hashes: Vec<u8> = pages.chunks(PAGE_SIZE).flat_map(|page| self.key.hash(page)).collect();
-        self.file.write_all_at(&hashes, HEAD + place(&(FileOffset(offset)..FileOffset(offset))).start)
+        self.file.write_all_at(&hashes, place(FileOffset(offset)))
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -191,7 +191,7 @@ fn only_the_user_can_read_an_image_and_nothing_else_is_in_it() {
         names.push(entry.file_name().into_string().unwrap());
     }
     names.sort();
-    assert_eq!(names, ["exclusions.bin", "manifest.json", "ram.img", "state.bin"]);
+    assert_eq!(names, ["exclusions.bin", "manifest.json", "page-hashes.bin", "ram.img", "state.bin"]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no partial folder is left");
     let mut text = String::new();
     std::fs::File::open(target.join("manifest.json")).unwrap().read_to_string(&mut text).unwrap();

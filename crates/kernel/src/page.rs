@@ -113,7 +113,7 @@ pub struct Page {
 }
 
 /// The bytes of one descriptor.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw([u8; RAW]);
 
 impl Raw {

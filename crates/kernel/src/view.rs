@@ -1,9 +1,9 @@
 //! Typed reads of kernel memory by virtual address.
 
-use crate::KernelError;
 use crate::layout::Number;
 use crate::locate::{self, ImageRange};
 use crate::profile::{Profile, ProfileCache};
+use crate::{KernelError, Slabs};
 use elision_memory::{Gfn, Gpa, Gva, PAGE_SIZE, PageTables, Ram};
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub struct Kernel<'a> {
     pub(crate) per_cpu: Vec<u64>,
     /// The thread flag for pending signals.
     pub(crate) sigpending_flag: u64,
+    /// The slabs, where they are known.
+    pub(crate) slabs: Option<&'a Slabs>,
 }
 
 /// A change of kernel memory in the copy.
@@ -88,6 +90,7 @@ impl<'a> Kernel<'a> {
             vmemmap_parts: Vec::new(),
             per_cpu: Vec::new(),
             sigpending_flag: 0,
+            slabs: None,
         };
         // The process whose tables led here may end; the kernel's own do not.
         if let Some(top) = kernel.symbol("init_top_pgt") {
@@ -122,7 +125,14 @@ impl<'a> Kernel<'a> {
             vmemmap_parts: self.vmemmap_parts.clone(),
             per_cpu: self.per_cpu.clone(),
             sigpending_flag: self.sigpending_flag,
+            slabs: None,
         }
+    }
+
+    /// The same kernel, whose slabs were found in the same memory before: then it is not searched for them.
+    #[must_use]
+    pub fn with_slabs(self, slabs: &'a Slabs) -> Self {
+        Self { slabs: Some(slabs), ..self }
     }
 
     /// The kernel's own name for itself, as in `/proc/version`.

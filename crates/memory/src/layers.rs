@@ -28,7 +28,9 @@ impl Layers {
             if piece.file.metadata()?.len() < piece.len {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            layers.files.push(Mapping::shared(len, &[piece])?);
+            let mapping = Mapping::shared(len, &[piece])?;
+            mapping.reads_are_scattered()?;
+            layers.files.push(mapping);
             let number = u16::try_from(layers.files.len()).map_err(io::Error::other)?;
             for part in parts {
                 let pages = layers.of_page.get_mut(page(part.start)..page(part.end));

@@ -76,6 +76,11 @@ impl Mapping {
         self.map.len()
     }
 
+    /// Says that it will be read here and there: a page at a time then comes from its file.
+    pub(crate) fn reads_are_scattered(&self) -> io::Result<()> {
+        self.map.advise(Advice::Random)
+    }
+
     /// Enters a range into the page tables ahead of its first reading.
     pub(crate) fn prefault(&self, offset: usize, len: usize) -> io::Result<()> {
         self.map.advise_range(Advice::PopulateRead, offset, len)

@@ -6,7 +6,7 @@ use crate::threads::{Edits, kept_fpus};
 use crate::vcpus::Vcpus;
 use crate::{EditReason, Plan, PlanError, PlanSummary, Selection, VcpuAction, VcpuState};
 use crate::{cached_files, idle_stacks, orphans};
-use elision_kernel::{Kernel, Process};
+use elision_kernel::{Kernel, Process, Slabs};
 use elision_memory::Gfn;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -30,6 +30,8 @@ pub struct Outcome {
     pub plan: Plan,
     /// For each vCPU.
     pub vcpus: Vec<VcpuAction>,
+    /// The slabs of the VM, for [`crate::plan_late`].
+    pub slabs: Slabs,
 }
 
 /// Plans a checkpoint of a VM that is stopped.
@@ -89,7 +91,7 @@ pub fn plan(
     let mut plan = Plan {
         drops: survey.table.into_runs(&mut summary),
         edits: edits.into_sorted(),
-        late: census.slabs,
+        late: census.slabs.frames().to_vec(),
         summary,
     };
     // Kernel memory is not free: a plan that says so was misled by the guest. A process's page can be in
@@ -111,5 +113,5 @@ pub fn plan(
         *plan.summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;
     }
     done("assembled");
-    Ok(Outcome { plan, vcpus: actions })
+    Ok(Outcome { plan, vcpus: actions, slabs: census.slabs })
 }

@@ -144,7 +144,7 @@ fn look(
         }
         let result = result.and_then(|mut copied| {
             writer.end_pause(&copied.outcome.plan)?;
-            copied.sent.ram = late(task.kernel, &mut copied.outcome.plan, writer)?;
+            copied.sent.ram = late(task.kernel, &mut copied.outcome, writer)?;
             Ok(copied)
         });
         match result {
@@ -188,10 +188,10 @@ impl<E: Into<Failure>> From<E> for Held {
 }
 
 /// Finds out in the copy what need not be known in the pause, and completes the copy with it.
-fn late(kernel: &Kernel<'_>, plan: &mut Plan, writer: &mut ImageWriter) -> Result<RamStats, Held> {
+fn late(kernel: &Kernel<'_>, outcome: &mut Outcome, writer: &mut ImageWriter) -> Result<RamStats, Held> {
     let begin = Instant::now();
     let copy = writer.copied_ram()?;
-    let edits = match plan_late(&kernel.over(copy)) {
+    let edits = match plan_late(&kernel.over(copy).with_slabs(&outcome.slabs)) {
         Ok(edits) => edits,
         Err(error) => {
             writer.discard_ram()?;
@@ -199,7 +199,7 @@ fn late(kernel: &Kernel<'_>, plan: &mut Plan, writer: &mut ImageWriter) -> Resul
         }
     };
     let stats = writer.write_late(&edits)?;
-    plan.add_late(edits);
+    outcome.plan.add_late(edits);
     tracing::debug!(took = ?begin.elapsed(), "the copy is complete");
     Ok(stats)
 }

@@ -1,7 +1,7 @@
 //! The one pass over all descriptors that planning needs.
 
 use super::orphans::Unmapped;
-use crate::page::PageType;
+use crate::page::{PageType, Raw};
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, RamRegion};
 use rayon::prelude::*;
@@ -12,11 +12,35 @@ use std::ops::Range;
 /// is 1024 frames, aligned to its size: none crosses a multiple of this.
 const CHUNK: u64 = 1 << 14;
 
+/// The slabs of a VM that stands still: of its copy, too ([`Kernel::with_slabs`]).
+#[derive(Clone, Debug, Default)]
+pub struct Slabs {
+    /// In ascending runs.
+    frames: Vec<Range<Gfn>>,
+    /// The first frame of each slab, with its descriptor.
+    pub(crate) heads: Vec<(Gfn, Raw)>,
+}
+
+impl Slabs {
+    /// All of their frames, in ascending runs.
+    #[must_use]
+    pub fn frames(&self) -> &[Range<Gfn>] {
+        &self.frames
+    }
+
+    fn add(&mut self, frames: Range<Gfn>) {
+        match self.frames.last_mut() {
+            Some(last) if last.end == frames.start => last.end = frames.end,
+            _ => self.frames.push(frames),
+        }
+    }
+}
+
 /// What planning must know of frames that no walk leads to.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
-    /// Frames of slabs, in ascending runs.
-    pub slabs: Vec<Range<Gfn>>,
+    /// What is in slabs.
+    pub slabs: Slabs,
     /// Anonymous base pages in use that no page table leads to.
     pub unmapped: Vec<Unmapped>,
 }
@@ -29,12 +53,8 @@ impl Kernel<'_> {
         let parts: Vec<Census> = chunks.par_iter().map(|frames| self.census_of(frames, &batched)).collect();
         let mut census = Census::default();
         for Census { slabs, unmapped } in parts {
-            for run in slabs {
-                match census.slabs.last_mut() {
-                    Some(last) if last.end == run.start => last.end = run.end,
-                    _ => census.slabs.push(run),
-                }
-            }
+            slabs.frames.into_iter().for_each(|run| census.slabs.add(run));
+            census.slabs.heads.extend(slabs.heads);
             census.unmapped.extend(unmapped);
         }
         Ok(census)
@@ -48,12 +68,10 @@ impl Kernel<'_> {
             let head = self.head_of(gfn, raw).ok();
             if head == Some(gfn) {
                 slab = Some(gfn).filter(|_| layout.page_type(raw) == Some(PageType::Slab));
+                census.slabs.heads.extend(slab.map(|_| (gfn, *raw)));
             }
             if slab.is_some() && head == slab {
-                match census.slabs.last_mut() {
-                    Some(run) if run.end == gfn => run.end = Gfn(gfn.0 + 1),
-                    _ => census.slabs.push(gfn..Gfn(gfn.0 + 1)),
-                }
+                census.slabs.add(gfn..Gfn(gfn.0 + 1));
             } else if head == Some(gfn) {
                 census.unmapped.extend(self.unmapped(gfn, raw, batched));
             }

@@ -18,7 +18,7 @@ mod owner;
 mod processes;
 mod scan;
 
-pub use census::Census;
+pub use census::{Census, Slabs};
 pub use kind::FrameKind;
 pub(crate) use orphans::OrphanLayout;
 pub use orphans::Unmapped;

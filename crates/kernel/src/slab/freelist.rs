@@ -37,6 +37,9 @@ impl Kernel<'_> {
         if layout.slab_flag.is_none() && layout.slab_type.is_none() {
             return Err(KernelError::Incomplete("mark of slab pages"));
         }
+        if let Some(slabs) = self.slabs {
+            return slabs.heads.iter().try_for_each(|(gfn, raw)| visit(*gfn, raw));
+        }
         let mut result = Ok(());
         self.for_each_descriptor(|gfn, raw| {
             let is_head = || self.head_of(gfn, raw).is_ok_and(|head| head == gfn);
