@@ -68,3 +68,39 @@ impl Layers {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn each_page_is_read_from_its_file() {
+        const PAGES: usize = 6;
+        let file = |byte: u8, pages: usize| {
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&vec![byte; pages * PAGE_SIZE], 0).unwrap();
+            file
+        };
+        let part = |pages: Range<usize>| {
+            FileOffset((pages.start * PAGE_SIZE) as u64)..FileOffset((pages.end * PAGE_SIZE) as u64)
+        };
+        let len = PAGES * PAGE_SIZE;
+        let mut own = Mapping::anonymous(len).unwrap();
+        assert!(own.write(0, &vec![3; len]));
+        let parts = vec![(file(1, PAGES), vec![part(1..3), part(5..6)]), (file(2, PAGES), vec![part(4..5)])];
+        let layers = Layers::new(len, parts).unwrap();
+        let expected = [3, 1, 1, 3, 2, 1];
+        let words = (0..PAGES).map(|page| layers.word(&own, page * PAGE_SIZE + 8).unwrap().to_le_bytes()[0]);
+        assert_eq!(words.collect::<Vec<_>>(), expected);
+        let mut bytes = vec![0; len - 200];
+        assert!(layers.read(&own, 100, &mut bytes));
+        for (at, byte) in (100..).zip(bytes) {
+            assert_eq!(byte, expected[at / PAGE_SIZE], "at {at}");
+        }
+        assert!(!layers.read(&own, len - 8, &mut [0; 16]), "past the end");
+        assert_eq!(layers.word(&own, len), None);
+        assert!(Layers::new(len, vec![(file(1, PAGES - 1), vec![])]).is_err(), "a short file");
+        assert!(Layers::new(len, vec![(file(1, PAGES), vec![part(5..7)])]).is_err(), "past the end");
+    }
+}

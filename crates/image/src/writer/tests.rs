@@ -33,14 +33,42 @@ fn in_file(writer: &ImageWriter, page: u64) -> [u8; 16] {
     bytes
 }
 
-#[test]
-fn little_memory_changes_nothing_but_the_way() {
+/// Completes an image whose RAM is copied.
+fn complete(mut writer: ImageWriter, ram: &Ram) -> Manifest {
+    writer.write_late(&FRAMES.map(|gfn| zero(gfn, 8))).unwrap();
+    writer.write_state(b"").unwrap();
+    writer.write_exclusions(&plan()).unwrap();
+    let manifest = Manifest {
+        format: 0,
+        id: String::new(),
+        base: None,
+        elision_version: String::new(),
+        created: "2026-01-31T12:00:00Z".to_owned(),
+        vmm: Vmm::default(),
+        guest: Guest::default(),
+        ram_layout: ram.layout().clone(),
+        policy: serde_json::Value::Null,
+        plan: PlanSummary::default(),
+        completeness: Completeness::Complete,
+        times: Times::default(),
+        way: crate::Way::default(),
+        files: Files::default(),
+    };
+    writer.finish(manifest, &|_| ()).unwrap()
+}
+
+fn source() -> File {
     let source = tempfile::tempfile().unwrap();
     source.set_len(LEN).unwrap();
     for page in (0..LEN / PAGE).filter(|page| page % 16 != 0) {
         source.write_all_at(&[7; PAGE_SIZE], page * PAGE).unwrap();
     }
-    let ram = Ram::shared(&source, RamLayout::flat(LEN).unwrap()).unwrap();
+    source
+}
+
+#[test]
+fn little_memory_changes_nothing_but_the_way() {
+    let ram = Ram::shared(&source(), RamLayout::flat(LEN).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut manifests = Vec::new();
     for (i, room) in [Some(0), Some(MIN_CHUNK), Some(u64::MAX), None].into_iter().enumerate() {
@@ -61,26 +89,7 @@ fn little_memory_changes_nothing_but_the_way() {
             let copied = writer.copied_ram().unwrap().word(Gfn(gfn).gpa());
             assert_eq!(copied, Some(0x0707_0707_0707_0707), "a late frame is not in the copy");
         }
-        writer.write_late(&FRAMES.map(|gfn| zero(gfn, 8))).unwrap();
-        writer.write_state(b"").unwrap();
-        writer.write_exclusions(&plan()).unwrap();
-        let manifest = Manifest {
-            format: 0,
-            id: String::new(),
-            base: None,
-            elision_version: String::new(),
-            created: "2026-01-31T12:00:00Z".to_owned(),
-            vmm: Vmm::default(),
-            guest: Guest::default(),
-            ram_layout: ram.layout().clone(),
-            policy: serde_json::Value::Null,
-            plan: PlanSummary::default(),
-            completeness: Completeness::Complete,
-            times: Times::default(),
-            way: crate::Way::default(),
-            files: Files::default(),
-        };
-        manifests.push(writer.finish(manifest, &|_| ()).unwrap());
+        manifests.push(complete(writer, &ram));
         let image = Image::open(&target).unwrap();
         assert_eq!(image.verify(&|_| ()).unwrap(), []);
         let mut late = [0; 16];
@@ -92,5 +101,47 @@ fn little_memory_changes_nothing_but_the_way() {
         // A file system counts its own blocks too, which the order of writing may make more or fewer.
         let difference = other.files.ram.stored_bytes.abs_diff(manifests[0].files.ram.stored_bytes);
         assert!(difference <= 8 * PAGE, "{difference} bytes");
+    }
+}
+
+#[test]
+fn little_memory_changes_nothing_in_a_link() {
+    let (source, dir) = (source(), tempfile::tempdir().unwrap());
+    let ram = Ram::shared(&source, RamLayout::flat(LEN).unwrap()).unwrap();
+    let save = |name: &str, base: Option<&str>, room: u64| {
+        let mut writer = ImageWriter::create(&dir.path().join(name)).unwrap();
+        base.into_iter().for_each(|base| writer.build_on(&dir.path().join(base)).unwrap());
+        writer.make_room(&ram, &plan()).unwrap();
+        writer.room.as_mut().unwrap().bytes = room;
+        writer.write_ram(&ram, &plan(), 2).unwrap();
+        let copy = writer.copied_ram().unwrap();
+        let words = [3, 4, 0x30, FRAMES[1], FRAMES[2] + 2].map(|page| copy.word(Gfn(page).gpa()).unwrap());
+        complete(writer, &ram);
+        let mut bytes = vec![0; usize::try_from(LEN).unwrap()];
+        let image = Image::open(&dir.path().join(name)).unwrap();
+        assert_eq!(image.verify(&|_| ()).unwrap(), []);
+        assert!(image.ram().unwrap().read_file(FileOffset(0), &mut bytes));
+        (words, bytes, image.manifest().files.ram.stored_bytes)
+    };
+    save("base", None, u64::MAX);
+    // A page in each chunk, one that was zero, and one that is now.
+    for page in (0..LEN / PAGE).filter(|page| page % (MIN_CHUNK / PAGE) == 4 || *page == 0x30) {
+        source.write_all_at(&[9; PAGE_SIZE], page * PAGE).unwrap();
+    }
+    source.write_all_at(&[0; PAGE_SIZE], 7 * PAGE).unwrap();
+    let (words, whole, _) = save("whole", None, u64::MAX);
+    let word = |byte: u64| byte * 0x0101_0101_0101_0101;
+    assert_eq!(words, [word(7), word(9), word(9), word(7), 0]);
+    for (i, room) in [0, MIN_CHUNK, u64::MAX].into_iter().enumerate() {
+        let (seen, bytes, stored) = save(&i.to_string(), Some("base"), room);
+        assert_eq!(seen, words, "the copy, with room for {room}");
+        assert!(bytes == whole, "with room for {room}");
+        // The late frames are the same.
+        let changed = LEN / MIN_CHUNK + 1;
+        assert!(
+            (changed..=changed + 16).contains(&(stored / PAGE)),
+            "{} pages with room for {room}",
+            stored / PAGE
+        );
     }
 }
