@@ -13,10 +13,12 @@ use crate::ram_writer::nonzero;
 use blake3::Hash;
 use elision_memory::{FileOffset, Ram};
 use rayon::prelude::*;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::compress_bound;
 
@@ -113,6 +115,24 @@ impl Table {
     }
 }
 
+/// What a thread unpacks with. It takes time to make one.
+struct Worker {
+    decompressor: Decompressor<'static>,
+    packed: Vec<u8>,
+}
+
+impl Worker {
+    fn new() -> io::Result<Self> {
+        Ok(Self { decompressor: Decompressor::new()?, packed: Vec::new() })
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
+
 /// A compressed RAM file whose table was checked.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -120,6 +140,7 @@ pub(crate) struct Packed {
     frames: Vec<Range<u64>>,
     chunk: u64,
     len: u64,
+    idle: Mutex<Vec<Worker>>,
 }
 
 impl Packed {
@@ -149,7 +170,7 @@ impl Packed {
             at += u64::from(packed);
         }
         Ok(if at == start {
-            Ok(Self { file, frames, chunk, len })
+            Ok(Self { file, frames, chunk, len, idle: Mutex::default() })
         } else {
             Err("its table does not fit its length")
         })
@@ -161,38 +182,29 @@ impl Packed {
         &self,
         take: impl Fn(u64, io::Result<&[u8]>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        (0..self.frames.len() as u64).into_par_iter().try_for_each_init(
-            || (Decompressor::new(), Vec::new(), Vec::new()),
-            |(decompressor, packed, plain), i| {
-                plain.resize(size(self.chunk.min(self.len - i * self.chunk))?, 0);
-                let unpacked = decompressor
-                    .as_mut()
-                    .map_err(|e| io::Error::from(e.kind()))
-                    .and_then(|decompressor| self.unpack_with(decompressor, packed, i, plain));
-                take(i, unpacked.map(|()| plain.as_slice()))
-            },
-        )
+        (0..self.frames.len() as u64).into_par_iter().try_for_each_init(Vec::new, |plain, i| {
+            let unpacked = self.unpack_chunk(i, plain);
+            take(i, unpacked.map(|()| plain.as_slice()))
+        })
     }
 
-    /// Unpacks one chunk; `plain` has its length.
-    pub(crate) fn unpack_chunk(&self, chunk: u64, plain: &mut [u8]) -> io::Result<()> {
-        self.unpack_with(&mut Decompressor::new()?, &mut Vec::new(), chunk, plain)
-    }
-
-    fn unpack_with(
-        &self,
-        decompressor: &mut Decompressor<'_>,
-        packed: &mut Vec<u8>,
-        chunk: u64,
-        plain: &mut [u8],
-    ) -> io::Result<()> {
+    /// Unpacks one chunk, in place of what is in `plain`. One that is damaged is [`io::ErrorKind::InvalidData`].
+    pub(crate) fn unpack_chunk(&self, chunk: u64, plain: &mut Vec<u8>) -> io::Result<()> {
         let frame = self.frames.get(size(chunk)?).ok_or(io::ErrorKind::InvalidInput)?;
-        packed.resize(size(frame.end - frame.start)?, 0);
-        self.file.read_exact_at(packed, frame.start)?;
-        match decompressor.decompress_to_buffer(packed.as_slice(), plain) {
-            Ok(n) if n == plain.len() => Ok(()),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        }
+        let len = size(self.chunk.min(self.len - chunk * self.chunk))?;
+        plain.clear();
+        plain.reserve_exact(len);
+        let idle = self.idle().pop();
+        let mut worker = idle.map_or_else(Worker::new, Ok)?;
+        worker.packed.resize(size(frame.end - frame.start)?, 0);
+        self.file.read_exact_at(&mut worker.packed, frame.start)?;
+        let unpacked = worker.decompressor.decompress_to_buffer(&worker.packed, plain);
+        self.idle().push(worker);
+        if matches!(unpacked, Ok(n) if n == len) { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Unpacks each chunk, and gives the pages of it that are not zero to `put`, with their offset in the RAM file.

@@ -87,14 +87,20 @@ impl RamReader {
         let len = self.len_of(chunk).ok_or(io::ErrorKind::InvalidInput)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
         bytes.clear();
-        bytes.resize(len, 0);
-        if self.is_zero(chunk) {
-            return Ok(());
-        }
         match &self.source {
-            Source::Plain(file) => file.read_exact_at(bytes, chunk * self.chunk_bytes)?,
+            _ if self.is_zero(chunk) => {
+                bytes.resize(len, 0);
+                return Ok(());
+            }
             Source::Packed(packed) => packed.unpack_chunk(chunk, bytes)?,
-            Source::Link { .. } => return self.read_at(chunk * self.chunk_bytes, bytes),
+            Source::Plain(file) => {
+                bytes.resize(len, 0);
+                file.read_exact_at(bytes, chunk * self.chunk_bytes)?;
+            }
+            Source::Link { .. } => {
+                bytes.resize(len, 0);
+                return self.read_at(chunk * self.chunk_bytes, bytes);
+            }
         }
         let is_whole = self.hash(chunk).is_some_and(|hash| blake3::hash(bytes) == hash);
         if is_whole { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }

@@ -2,7 +2,7 @@
 //!
 //! Nothing can be written to it. QEMU opens the file for writing even where it maps it private, so that is allowed.
 
-use crate::chunks::Chunks;
+use crate::chunks::{Chunk, Chunks};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyEntry, ReplyLseek, ReplyOpen, Request,
@@ -10,6 +10,7 @@ use fuser::{
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -35,6 +36,23 @@ impl Needed {
 
     pub(crate) fn order(&self) -> &[u64] {
         &self.order
+    }
+}
+
+/// What a read is answered with. What lies in one chunk is not copied for it.
+enum Bytes {
+    Part(Chunk, Range<usize>),
+    Gathered(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Part(chunk, range) => chunk.get(range.clone()).unwrap_or_default(),
+            Self::Gathered(bytes) => bytes,
+        }
     }
 }
 
@@ -73,31 +91,33 @@ impl OneFile {
     }
 
     /// What stands from `offset` on, cut at the end of the file.
-    fn bytes(&self, offset: u64, size: u32) -> io::Result<Vec<u8>> {
-        let (chunk_bytes, end) = (
-            self.chunks.ram().chunk_bytes(),
-            offset.saturating_add(size.into()).min(self.chunks.ram().bytes()),
-        );
-        let mut bytes = Vec::new();
+    fn bytes(&self, offset: u64, size: u32) -> io::Result<Bytes> {
+        let ram = self.chunks.ram();
+        let end = offset.saturating_add(size.into()).min(ram.bytes());
+        let mut gathered = Vec::new();
         let mut at = offset;
         while at < end {
-            let i = at / chunk_bytes;
+            let i = at / ram.chunk_bytes();
             if let Some(needed) = &self.needed {
                 needed.lock().unwrap_or_else(PoisonError::into_inner).add(i);
             }
-            let start = i * chunk_bytes;
-            let stop = end.min(start + chunk_bytes);
+            let start = i * ram.chunk_bytes();
+            let stop = end.min(start + ram.chunk_bytes());
             let index = |at: u64| usize::try_from(at - start).map_err(io::Error::other);
-            if self.chunks.ram().is_zero(i) {
-                bytes.resize(bytes.len() + usize::try_from(stop - at).map_err(io::Error::other)?, 0);
+            let range = index(at)?..index(stop)?;
+            if ram.is_zero(i) {
+                gathered.resize(gathered.len() + range.len(), 0);
             } else {
                 let chunk = self.chunks.get(i)?;
-                let part = chunk.get(index(at)?..index(stop)?).ok_or(io::ErrorKind::UnexpectedEof)?;
-                bytes.extend_from_slice(part);
+                let part = chunk.get(range.clone()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                if (at, stop) == (offset, end) {
+                    return Ok(Bytes::Part(chunk, range));
+                }
+                gathered.extend_from_slice(part);
             }
             at = stop;
         }
-        Ok(bytes)
+        Ok(Bytes::Gathered(gathered))
     }
 
     /// Data and holes by chunks: a chunk that is not known to be zero is data.
