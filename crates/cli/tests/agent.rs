@@ -6,7 +6,7 @@ mod support;
 #[path = "support/agent.rs"]
 mod port;
 
-use elision_testbed::{Endpoints, Guest, GuestOptions, RamMode, Spawn, Status, counters, pages};
+use elision_testbed::{Guest, GuestOptions, Spawn, Status, counters, pages};
 use elision_wire::{
     Answer, Ask, Capability, Done, Envelope, Generation, Nonce, Reason, VERSIONS, Versions, encode,
 };
@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use support::{Images, elision, json, refuses, save, sh, words};
+use support::{Images, elision, json, refuses, restore_with, save, sh, words};
 
 fn log(guest: &mut Guest) -> String {
     sh(guest, &format!("cat {LOG}"))
@@ -53,7 +53,7 @@ fn wait_for(guest: &mut Guest, command: &str) -> String {
     }
 }
 
-fn save_with_agent(guest: &Guest, image: &Path, policy: &str) -> std::process::Output {
+fn save_with_agent(guest: &Guest, image: &Path, policy: &str) -> Output {
     let mut command = save(guest, image, &["cgroup=/vault"]);
     command.args(["--agent-policy", policy, "--json"]).output().expect("elision starts")
 }
@@ -124,23 +124,8 @@ fn by_hand(options: &GuestOptions, image: &Path) -> Guest {
     restore_with(options, image, &["--agent-policy", "off"]).0
 }
 
-/// Restores with these arguments; gives the guest and what the command said.
-fn restore_with(options: &GuestOptions, image: &Path, args: &[&str]) -> (Guest, Value) {
-    let options = options.clone().ram(RamMode::Plain);
-    let folder = GuestOptions::new_folder().expect("a folder");
-    let mut command = elision();
-    command.arg("restore").arg(image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket()).args(args);
-    command.args(["--json", "--"]).args(options.command_in(&folder).expect("a command"));
-    let output = command.output().expect("elision starts");
-    assert!(output.status.success(), "{command:?} failed: {}", words(&output));
-    let said = serde_json::from_slice(&output.stdout).expect("JSON");
-    (options.attach(&folder).expect("the restored guest answers"), said)
-}
-
-const FREEZE_FILE: &str = "/sys/fs/cgroup/vault/cgroup.freeze";
-
 fn is_frozen(guest: &mut Guest) -> bool {
-    sh(guest, &format!("cat {FREEZE_FILE}")).trim() == "1"
+    sh(guest, "cat /sys/fs/cgroup/vault/cgroup.freeze").trim() == "1"
 }
 
 /// Waits until the container runs on; gives how long that took in seconds, or so.
@@ -511,6 +496,6 @@ fn server_fetches_its_key_again(kernel: &str) {
 
 /// As the server does.
 fn sign(key: &[u8]) -> u64 {
-    key.iter()
-        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    let one = |sum, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    key.iter().fold(0xcbf2_9ce4_8422_2325_u64, one)
 }

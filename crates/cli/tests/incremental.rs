@@ -28,7 +28,9 @@ fn link(guest: &Guest, image: &Path, base: Option<&Path>, exclude: &[&str]) -> V
 fn in_files(image: &Path, labels: &[&str]) -> Vec<usize> {
     let secrets: Vec<_> = labels.iter().map(|label| secret(label)).collect();
     let mut found = vec![0; labels.len()];
-    for name in ["ram.img", "page-hashes.bin", "state.bin", "exclusions.bin", "inherited.zst", "manifest.json"] {
+    for name in
+        ["ram.img", "page-hashes.bin", "state.bin", "exclusions.bin", "inherited.zst", "manifest.json"]
+    {
         let path = image.join(name);
         if !path.exists() {
             continue;
