@@ -496,6 +496,5 @@ fn server_fetches_its_key_again(kernel: &str) {
 
 /// As the server does.
 fn sign(key: &[u8]) -> u64 {
-    let one = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    key.iter().fold(0xcbf2_9ce4_8422_2325, one)
+    key.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }

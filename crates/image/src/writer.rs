@@ -7,33 +7,35 @@
 //! ```
 
 use crate::drain::{Source, drain};
-use crate::inherit::{inherit, without};
-use crate::link::{self, MAX_LINKS, path_to};
+use crate::link::{self, MAX_LINKS};
 use crate::page_hashes::{HashFile, Key, PageHashes};
 use crate::partial::Partial;
 use crate::precopy::{Precopy, Settled};
 use crate::ram_writer::{AtOnce, Job, Late, Written};
-use crate::ranges::{Runs, common, rest};
+use crate::ranges::Runs;
 use crate::room::Room;
 use crate::target::{Target, open_direct};
 use crate::{
-    Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, INHERITED, Image,
-    ImageError, MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, RamFile, RamStats, STATE, StreamWriter,
+    EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, INHERITED, Image, ImageError,
+    MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, RamFile, RamStats, STATE, StreamWriter,
 };
 use crate::{Manifest, checksum, packed, ram_writer};
 use blake3::Hash;
-use elision_memory::{FileOffset, MemoryError, PAGE_SIZE, Ram, joined};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram, joined};
 use elision_plan::{Edit, Plan};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+mod copied;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use copied::BuiltOn;
+use copied::RamImage;
 
 /// An image being written. Dropping it without [`ImageWriter::finish`] leaves nothing behind.
 #[derive(Debug)]
@@ -47,98 +49,6 @@ pub struct ImageWriter {
     exclusions: Option<File>,
     level: Option<i32>,
     base: Option<BuiltOn>,
-}
-
-/// What an image builds on.
-#[derive(Debug)]
-pub(crate) struct BuiltOn {
-    image: Image,
-    /// From the folder of the image that is written.
-    path: PathBuf,
-    hashes: Option<PageHashes>,
-    /// What its RAM is in, if that need not be unpacked.
-    files: Option<Vec<(File, Runs)>>,
-}
-
-/// RAM as far as it is copied.
-#[derive(Debug)]
-struct RamImage {
-    file: File,
-    hash_file: HashFile,
-    written: Written,
-    copy: Ram,
-    /// The parts that are in the copy and not in the file yet, ascending.
-    missing: Runs,
-    /// Those of them that may be the same in the base, ascending.
-    unsure: Runs,
-    /// What must be in the copy before it is looked at is there.
-    is_complete: bool,
-    /// Checksums of chunks in which nothing is missing, by their number, ascending.
-    hashes: Vec<(u64, Hash)>,
-}
-
-impl RamImage {
-    /// `copy` holds what was copied, a view of the file where that was written at once.
-    fn new((file, hash_file): (File, HashFile), written: Written, copy: Ram, at_once: AtOnce) -> Self {
-        let AtOnce { chunks, hashes } = at_once;
-        let is_in_file = |run: &Range<FileOffset>| {
-            chunks
-                .get(chunks.partition_point(|chunk| chunk.end <= run.start))
-                .is_some_and(|c| c.start <= run.start)
-        };
-        let missing: Runs = written.data.iter().filter(|run| !is_in_file(run)).cloned().collect();
-        let unsure = if written.inherited.is_empty() { missing.clone() } else { Vec::new() };
-        Self { file, hash_file, written, copy, missing, unsure, hashes, is_complete: false }
-    }
-}
-
-impl RamImage {
-    /// The same, with all in the copy that was copied or inherited: from the base's files.
-    fn completed(mut self, base: Option<&Vec<(File, Runs)>>) -> Result<Self, ImageError> {
-        if self.is_complete {
-            return Ok(self);
-        }
-        let Written { late, inherited, .. } = &self.written;
-        late.each().try_for_each(|(gfn, frame)| self.copy.poke(gfn.gpa(), frame))?;
-        if !inherited.is_empty() {
-            let parts = base
-                .into_iter()
-                .flatten()
-                .map(|(file, held)| Ok((file.try_clone()?, common(held, inherited))));
-            self.copy = self.copy.over(parts.collect::<io::Result<_>>().map_err(MemoryError::from)?)?;
-        }
-        self.is_complete = true;
-        Ok(self)
-    }
-
-    /// Takes out what is the same in the base, too.
-    fn inherit(&mut self, base: &BuiltOn) -> Result<(), ImageError> {
-        let Written { data, inherited, .. } = &mut self.written;
-        let same = inherit(&self.copy, &self.unsure, &base.image, base.hashes.as_ref())?;
-        self.missing = without(&self.missing, &same);
-        *data = without(data, &same);
-        *inherited = joined([&inherited[..], &same].concat());
-        Ok(())
-    }
-}
-
-impl BuiltOn {
-    /// `target` is what the image that builds on it will be called.
-    pub(crate) fn new(image: Image, target: &Path) -> Result<Self, ImageError> {
-        let (path, hashes, files) =
-            (path_to(image.dir(), target)?, image.page_hashes()?, image.plain_files()?);
-        Ok(Self { image, path, hashes, files })
-    }
-
-    /// What the manifest says of it.
-    fn named(&self, image: &RamImage) -> Result<Base, ImageError> {
-        let Written { data, inherited, .. } = &image.written;
-        let bytes = |runs: &Runs| runs.iter().map(|run| run.end.0 - run.start.0).sum();
-        let held = joined([&data[..], inherited].concat());
-        let gone = common(&self.image.populated()?, &rest(&held, image.copy.file_len()));
-        let (path, id) = (self.path.clone(), self.image.manifest().id.clone());
-        Ok(Base { path, id, inherited_bytes: bytes(inherited), withdrawn_bytes: bytes(&gone) })
-    }
 }
 
 impl ImageWriter {
