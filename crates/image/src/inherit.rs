@@ -27,11 +27,11 @@ pub(crate) fn inherit(
     hashes: Option<&PageHashes>,
 ) -> Result<Runs, ImageError> {
     let failed = |e: io::Error| ImageError::io("read", &base.ram_path(), e);
-    let reader = RamReader::open(base)?;
+    let reader = if hashes.is_none() { Some(RamReader::open(base)?) } else { None };
     let one = |piece: Range<FileOffset>| -> io::Result<Runs> {
         let (mut here, mut there) = (Vec::new(), Vec::new());
         let here = bytes(copy, &piece, &mut here)?;
-        if hashes.is_none() {
+        if let Some(reader) = &reader {
             there.resize(here.len(), 0);
             reader.read_at(piece.start.0, &mut there)?;
         }

@@ -14,7 +14,7 @@ use crate::ranges::{Runs, add, common, rest};
 use crate::{INHERITED, Image, ImageError};
 use elision_memory::{FileOffset, PAGE_SIZE, Ram, Staging, joined};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Most links of a chain.
@@ -81,14 +81,9 @@ impl Image {
     /// What a link does not hold itself.
     pub(crate) fn inherited(&self) -> Result<Runs, ImageError> {
         let Some(sum) = &self.manifest().files.inherited else { return Ok(Vec::new()) };
-        let path = self.dir().join(INHERITED);
-        let mut packed = Vec::new();
-        let file = self.open_file(INHERITED, sum.bytes)?;
-        file.take(sum.bytes).read_to_end(&mut packed).map_err(|e| ImageError::io("read", &path, e))?;
-        if blake3::hash(&packed).to_hex().as_str() != sum.blake3 {
-            return Err(ImageError::Damaged(path));
-        }
-        decode(&packed, self.manifest().files.ram.bytes).ok_or(ImageError::Damaged(path))
+        let packed = self.read_whole(INHERITED, sum)?;
+        let runs = decode(&packed, self.manifest().files.ram.bytes);
+        runs.ok_or_else(|| ImageError::Damaged(self.dir().join(INHERITED)))
     }
 }
 

@@ -6,6 +6,7 @@
 //! Limits: 16 MiB; the RAM layout is checked when it is parsed.
 
 use crate::checksum::{MAX_CHUNKS, MAX_CHUNKS_PACKED, MIN_CHUNK, MIN_CHUNK_PACKED};
+use crate::{EXCLUSIONS, INHERITED, PAGE_HASHES, STATE};
 use elision_memory::{PAGE_SIZE, RamBlock, RamLayout};
 use elision_plan::PlanSummary;
 use serde::{Deserialize, Serialize};
@@ -186,6 +187,16 @@ pub struct Files {
     /// `page-hashes.bin`, which images of early versions do not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_hashes: Option<FileSum>,
+}
+
+impl Files {
+    /// Those beside RAM that the image has, by their names.
+    pub(crate) fn beside_ram(&self) -> impl Iterator<Item = (&'static str, &FileSum)> {
+        let always = [(STATE, &self.state), (EXCLUSIONS, &self.exclusions)];
+        let inherited = self.inherited.as_ref().map(|sum| (INHERITED, sum));
+        let hashes = self.page_hashes.as_ref().map(|sum| (PAGE_HASHES, sum));
+        always.into_iter().chain(inherited).chain(hashes)
+    }
 }
 
 /// Length and checksum of a file.

@@ -13,7 +13,7 @@ use elision_memory::{FileOffset, PAGE_SIZE};
 use highway::{HighwayHash, HighwayHasher};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -96,16 +96,10 @@ impl Image {
 
     fn own_hashes(&self) -> Result<Option<PageHashes>, ImageError> {
         let Some(sum) = &self.manifest().files.page_hashes else { return Ok(None) };
-        let path = self.dir().join(PAGE_HASHES);
-        let failed = |e| ImageError::io("read", &path, e);
-        let file = self.open_file(PAGE_HASHES, sum.bytes)?;
-        let mut bytes = Vec::new();
-        let len = usize::try_from(sum.bytes).map_err(|e| failed(io::Error::other(e)))?;
-        bytes.try_reserve_exact(len).map_err(|e| failed(io::Error::other(e)))?;
-        file.take(sum.bytes).read_to_end(&mut bytes).map_err(failed)?;
+        let bytes = self.read_whole(PAGE_HASHES, sum)?;
         let key = bytes.first_chunk().copied().map(Key);
-        let key = key.filter(|_| blake3::hash(&bytes).to_hex().as_str() == sum.blake3);
-        Ok(Some(PageHashes { key: key.ok_or(ImageError::Damaged(path))?, bytes }))
+        let key = key.ok_or_else(|| ImageError::Damaged(self.dir().join(PAGE_HASHES)))?;
+        Ok(Some(PageHashes { key, bytes }))
     }
 }
 

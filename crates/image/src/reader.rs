@@ -3,8 +3,8 @@
 use crate::link::{Content, MAX_LINKS};
 use crate::ranges::pieces;
 use crate::{
-    Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, INHERITED, ImageError, MANIFEST,
-    MANIFEST_BYTES, Manifest, PAGE_HASHES, RAM, RAM_PACKED, STATE, STATE_BYTES,
+    Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, INHERITED, ImageError,
+    MANIFEST, MANIFEST_BYTES, Manifest, PAGE_HASHES, RAM, RAM_PACKED, STATE, STATE_BYTES,
 };
 use crate::{Problem, exclusions, packed::Packed, page_hashes, verify};
 use elision_memory::Ram;
@@ -13,6 +13,7 @@ use rustix::fs::MemfdFlags;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read};
+use std::iter;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -36,12 +37,8 @@ impl Image {
     fn open_chain(dir: &Path, links: usize) -> Result<Self, ImageError> {
         let manifest = read_manifest(dir)?;
         let mut image = Self { dir: dir.to_owned(), manifest, base: None };
-        let files = &image.manifest.files;
-        let ram = image.ram_file();
-        let inherited = files.inherited.as_ref().map(|sum| (INHERITED, sum.bytes));
-        let hashes = files.page_hashes.as_ref().map(|sum| (PAGE_HASHES, sum.bytes));
-        let others = [ram, (STATE, files.state.bytes), (EXCLUSIONS, files.exclusions.bytes)];
-        for (name, bytes) in others.into_iter().chain(inherited).chain(hashes) {
+        let others = image.manifest.files.beside_ram().map(|(name, sum)| (name, sum.bytes));
+        for (name, bytes) in iter::once(image.ram_file()).chain(others) {
             image.open_file(name, bytes)?;
         }
         if let Some(base) = &image.manifest.base {
@@ -182,17 +179,21 @@ impl Image {
 
     /// The device state, if it is the one that was written.
     pub fn state(&self) -> Result<Vec<u8>, ImageError> {
-        let expected = self.manifest.files.state.bytes;
-        let file = self.open_file(STATE, expected)?;
+        self.read_whole(STATE, &self.manifest.files.state)
+    }
+
+    /// A file that is not RAM, if it is the one that was written.
+    pub(crate) fn read_whole(&self, name: &str, sum: &FileSum) -> Result<Vec<u8>, ImageError> {
+        let (file, path) = (self.open_file(name, sum.bytes)?, self.dir.join(name));
+        let failed = |e| ImageError::io("read", &path, e);
         let mut bytes = Vec::new();
-        let path = self.state_path();
-        file.take(STATE_BYTES.min(expected))
-            .read_to_end(&mut bytes)
-            .map_err(|e| ImageError::io("read", &path, e))?;
-        if bytes.len() as u64 != expected {
-            return Err(ImageError::Size { path, found: bytes.len() as u64, expected });
+        let expected = usize::try_from(sum.bytes).map_err(|e| failed(io::Error::other(e)))?;
+        bytes.try_reserve_exact(expected).map_err(|e| failed(io::Error::other(e)))?;
+        file.take(sum.bytes).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() != expected {
+            return Err(ImageError::Size { path, found: bytes.len() as u64, expected: sum.bytes });
         }
-        if blake3::hash(&bytes).to_hex().as_str() != self.manifest.files.state.blake3 {
+        if blake3::hash(&bytes).to_hex().as_str() != sum.blake3 {
             return Err(ImageError::Damaged(path));
         }
         Ok(bytes)

@@ -1,10 +1,7 @@
 //! Checking an image: that its files are those that were written, and that what its map says was left
 //! out is indeed not there.
 
-use crate::{
-    EXCLUSIONS, EditKind, Exclusions, INHERITED, Image, ImageError, PAGE_HASHES, RAM, RAM_PACKED, RamFile,
-    STATE, checksum,
-};
+use crate::{EXCLUSIONS, EditKind, Exclusions, Image, ImageError, RAM, RAM_PACKED, RamFile, checksum};
 use blake3::Hash;
 use elision_memory::{FileOffset, Gfn, Gpa, PAGE_SIZE, Ram};
 use elision_plan::DropReason;
@@ -97,8 +94,6 @@ pub(crate) fn verify(image: &Image, progress: &(dyn Fn(u64) + Sync)) -> Result<V
         problems.extend(verify(base, progress)?.into_iter().map(of_base));
     }
     let files = &image.manifest().files;
-    let inherited = files.inherited.as_ref().map(|sum| (INHERITED, sum));
-    let hashes = files.page_hashes.as_ref().map(|sum| (PAGE_HASHES, sum));
     let map_is_whole = match image.inherited() {
         Err(ImageError::Damaged(_)) => false, // its checksum tells below, or it is no map
         other => other.map(|_| true)?,
@@ -112,8 +107,7 @@ pub(crate) fn verify(image: &Image, progress: &(dyn Fn(u64) + Sync)) -> Result<V
     // What is damaged there cannot be put together.
     let is_whole = map_is_whole && (image.is_mappable() || problems.is_empty());
     let ram = is_whole.then(|| image.ram()).transpose()?;
-    let sums = [(STATE, &files.state), (EXCLUSIONS, &files.exclusions)];
-    for (name, sum) in sums.into_iter().chain(inherited).chain(hashes) {
+    for (name, sum) in files.beside_ram() {
         let file = image.open_file(name, sum.bytes)?;
         let (hash, _) =
             checksum::hash_file(&file).map_err(|e| ImageError::io("read", &image.dir().join(name), e))?;

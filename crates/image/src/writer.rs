@@ -229,8 +229,8 @@ impl ImageWriter {
     /// the guest itself may run on. What the plan left out reads as zeros.
     pub fn copied_ram(&mut self) -> Result<&Ram, ImageError> {
         let image = self.ram.take().ok_or(ImageError::Unfinished(RAM))?;
-        let files = self.base.as_ref().and_then(|base| base.files.as_ref());
-        Ok(&self.ram.insert(image.completed(files)?).copy)
+        let files = self.base.as_ref().and_then(|base| base.files.as_deref());
+        Ok(&self.ram.insert(image.completed(files.unwrap_or_default())?).copy)
     }
 
     /// Takes back what was written of RAM, to write it anew.

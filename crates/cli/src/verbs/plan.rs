@@ -108,7 +108,8 @@ fn look(vm: &mut Vm, kernel: &Kernel<'_>, policy: &Policy) -> Result<Planned, Fa
                 let mut outcome = plan(kernel, &selection, &vcpus, options)?;
                 let planning = begin.elapsed();
                 // A save does this in the copy.
-                outcome.plan.add_late(plan_late(kernel)?);
+                let late = plan_late(&kernel.over(kernel.ram()).with_slabs(&outcome.slabs))?;
+                outcome.plan.add_late(late);
                 let relations = relations::rows(selection.relations(kernel)?, &selection);
                 Ok((selection, relations, outcome, planning))
             });

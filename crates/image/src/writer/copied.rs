@@ -59,21 +59,16 @@ impl RamImage {
         let unsure = if written.inherited.is_empty() { missing.clone() } else { Vec::new() };
         Self { file, hash_file, written, copy, missing, unsure, hashes, is_complete: false }
     }
-}
 
-impl RamImage {
     /// The same, with all in the copy that was copied or inherited: from the base's files.
-    pub(super) fn completed(mut self, base: Option<&Vec<(File, Runs)>>) -> Result<Self, ImageError> {
+    pub(super) fn completed(mut self, base: &[(File, Runs)]) -> Result<Self, ImageError> {
         if self.is_complete {
             return Ok(self);
         }
         let Written { late, inherited, .. } = &self.written;
         late.each().try_for_each(|(gfn, frame)| self.copy.poke(gfn.gpa(), frame))?;
         if !inherited.is_empty() {
-            let parts = base
-                .into_iter()
-                .flatten()
-                .map(|(file, held)| Ok((file.try_clone()?, common(held, inherited))));
+            let parts = base.iter().map(|(file, held)| Ok((file.try_clone()?, common(held, inherited))));
             self.copy = self.copy.over(parts.collect::<io::Result<_>>().map_err(MemoryError::from)?)?;
         }
         self.is_complete = true;
