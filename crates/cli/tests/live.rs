@@ -4,7 +4,7 @@ mod support;
 
 use elision_kernel::{Kernel, ProfileCache};
 use elision_memory::Ram;
-use elision_qemu::{QemuError, Vm, check_moment};
+use elision_qemu::{QemuError, Qmp, Vm, check_moment};
 use elision_testbed::{Guest, GuestOptions, RamMode, Spawn, Status, counters, pages};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json as object};
@@ -34,6 +34,10 @@ fn play(guest: &mut Guest) -> ([i32; 2], i32) {
     };
     let victims = [spawn("victim-spins", "spin", 1234), spawn("victim-sleeps", "sleep=20ms", 1234)];
     (victims, spawn("stays", "spin", 77))
+}
+
+fn capabilities(qmp: &mut Qmp) -> Value {
+    qmp.execute("query-migrate-capabilities", object!({})).expect("capabilities")
 }
 
 fn kept_its_moment(how: &str, options: &GuestOptions) {
@@ -231,6 +235,31 @@ fn a_vm_that_somebody_else_continued_is_refused() {
     assert!(guest.console_problems().is_empty(), "{:?}", guest.console_problems());
 }
 
+/// QEMU is ready for the snapshot when the plan is refused.
+#[test]
+fn a_refused_snapshot_leaves_the_vm_as_it_was() {
+    let window = Window::new();
+    let mut guest = window.added_to(GuestOptions::new("7").qemu("7.2")).boot().expect("the guest boots");
+    let mut victim = |place: &str| {
+        guest.control().spawn(&Spawn::new(place, place, "block").uid(1234)).expect("a process").pid
+    };
+    let [unknown, known] = ["mptcp", "tcp-unread"].map(|place| format!("pid={}", victim(place)));
+    let images = Images::new();
+    let image = images.path("vm");
+    let mut watch = window.open();
+    let before = capabilities(&mut watch);
+    refuses(&mut save_as(Some(SNAPSHOT), &guest, &image, &[&unknown]), 3, &["MPTCP"]);
+    assert!(watch.wait_event("STOP", Duration::ZERO).expect("events").is_some(), "control: it was stopped");
+    assert!(runs(&mut watch));
+    let sent = watch.execute("query-migrate", object!({})).expect("a migration");
+    assert_eq!(sent["status"], "completed", "it was read to its end");
+    assert_eq!(capabilities(&mut watch), before);
+    assert_eq!(images.names(), Vec::<String>::new());
+    json(&mut save_as(Some(SNAPSHOT), &guest, &image, &[&known]));
+    guest.control().ping().expect("the guest answers");
+    assert!(guest.console_problems().is_empty(), "{:?}", guest.console_problems());
+}
+
 /// A guest that changes its memory all the time, with a vCPU for each writer, is stopped all the same.
 #[test]
 fn a_guest_that_never_rests_is_stopped_in_the_end() {
@@ -275,9 +304,6 @@ fn without_rights_to_userfaultfd_it_is_refused_and_nothing_is_lost() {
     let images = Images::new();
     let image = images.path("vm");
     let mut watch = window.open();
-    let capabilities = |qmp: &mut elision_qemu::Qmp| {
-        qmp.execute("query-migrate-capabilities", object!({})).expect("capabilities")
-    };
     let before = capabilities(&mut watch);
     let parts = ["snapshot", "without --live", "userfaultfd"];
     refuses(&mut save_as(Some(SNAPSHOT), &guest, &image, &["uid=1234"]), 4, &parts);

@@ -20,7 +20,9 @@
 
 use crate::error::{QemuError, Result};
 use crate::guardian::{Duty, Guardian};
-use crate::migration::{Watched, receive, wait, wait_for_memory, wait_patiently, wait_shortly};
+use crate::migration::{
+    Begun, Counted, LOOK, Watched, receive, wait, wait_for_memory, wait_patiently, wait_shortly,
+};
 use crate::precopy;
 use crate::qmp::Qmp;
 use crate::registers::{self, Registers, check_moment};
@@ -29,14 +31,22 @@ use crate::stream::{DeviceState, PageSink, SinkClosed};
 use crate::vm::{RunState, Vm, run_state};
 use serde_json::json;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The first version of QEMU that holds its global lock from the beginning of a snapshot until the VM is to stop
+/// ("migration: hold the BQL during setup").
+const LOCKS_EARLY: (u64, u64) = (8, 2);
+/// A preparation that takes longer than this goes on in the pause.
+const LONGEST_PREPARATION: Duration = Duration::from_secs(10);
 
 impl Vm {
     /// The state of all devices and vCPUs of the stopped VM.
     pub fn device_state(&mut self) -> Result<DeviceState> {
         let blocks = self.ram().blocks.clone();
         self.migrate(Form::Devices, |qmp| {
-            receive(qmp, None, |input| DeviceState::read(input, &blocks), wait).map(|(state, ())| state)
+            let begun = Begun::start(qmp, None)?;
+            let read = |input: Counted<'_>| DeviceState::read(input, &blocks);
+            receive(qmp, begun, true, read, wait).map(|(state, ())| state)
         })
     }
 
@@ -44,38 +54,43 @@ impl Vm {
     pub fn stream(&mut self, sink: &mut dyn PageSink) -> Result<DeviceState> {
         let blocks = self.ram().blocks.clone();
         self.migrate(Form::Whole, |qmp| {
-            receive(qmp, None, |input| DeviceState::read_whole(input, &blocks, sink), wait)
-                .map(|(state, ())| state)
+            let begun = Begun::start(qmp, None)?;
+            let read = |input: Counted<'_>| DeviceState::read_whole(input, &blocks, sink);
+            receive(qmp, begun, true, read, wait).map(|(state, ())| state)
         })
     }
 
     /// The same, but the VM runs on as soon as QEMU guards the memory's content of this moment. The VM must
-    /// have been stopped, and nothing else may continue it. Returns when it ran on, too. Whatever goes wrong, the
-    /// snapshot is read to its end, by `guardian` if this process dies.
+    /// have been stopped since [`Vm::prepare_snapshot`], and nothing else may continue it. Returns when it ran on, too.
+    /// Whatever goes wrong, the snapshot is read to its end, by `guardian` if this process dies.
     pub fn snapshot(
         &mut self,
         sink: &mut dyn PageSink,
         guardian: &Guardian,
     ) -> Result<(DeviceState, Instant)> {
+        can_migrate(self.status()?)?;
         let blocks = self.ram().blocks.clone();
-        self.migrate(Form::Snapshot, |qmp| {
-            receive(
-                qmp,
-                Some(guardian),
-                |input| {
-                    let progress = input.progress;
-                    DeviceState::read_whole(input, &blocks, &mut Watched { sink, progress })
-                },
-                |qmp, progress| {
-                    wait_for_memory(qmp, progress)?;
-                    let kept = check_moment_kept(qmp);
-                    run_on(qmp)?;
-                    let since = Instant::now();
-                    wait_patiently(qmp)?;
-                    kept.map(|()| since)
-                },
-            )
-        })
+        let begun = match self.begun.take() {
+            Some(begun) => begun,
+            None => Begun::start(&mut self.qmp, Some(guardian))?,
+        };
+        receive(
+            &mut self.qmp,
+            begun,
+            false,
+            |input| {
+                let progress = input.progress;
+                DeviceState::read_whole(input, &blocks, &mut Watched { sink, progress })
+            },
+            |qmp, progress| {
+                wait_for_memory(qmp, progress)?;
+                let kept = check_moment_kept(qmp);
+                run_on(qmp)?;
+                let since = Instant::now();
+                wait_patiently(qmp)?;
+                kept.map(|()| since)
+            },
+        )
     }
 
     /// The same of a VM that runs, and that stands still only while QEMU sends what has changed since it was sent:
@@ -90,9 +105,11 @@ impl Vm {
     ) -> Result<(DeviceState, Instant, T)> {
         let blocks = self.ram().blocks.clone();
         let (state, (seen, since, done)) = self.with_settings(Form::Precopy, |qmp| {
+            let begun = Begun::start(qmp, None)?;
             receive(
                 qmp,
-                None,
+                begun,
+                true,
                 |input| DeviceState::read_whole(input, &blocks, sink),
                 |qmp, progress| {
                     precopy::wait_for_first_pass(qmp, progress)?;
@@ -111,15 +128,36 @@ impl Vm {
         Ok((state, since, done))
     }
 
-    /// Sets QEMU's settings for [`Vm::snapshot`], which is an error where none can be taken: QEMU tries to guard
-    /// all memory then, which would make the pause longer. Whatever comes, put them back by [`Vm::put_back`].
-    pub fn allow_snapshots(&mut self) -> Result<()> {
+    /// Does for [`Vm::snapshot`] what can be done while the VM still runs. An error where none can be taken. Whatever
+    /// comes, call [`Vm::abandon_snapshot`] if it is not taken, and put the settings back by [`Vm::put_back`].
+    pub fn prepare_snapshot(&mut self, guardian: &Guardian) -> Result<()> {
         let before = MigrationSettings::read(&mut self.qmp)?;
-        set(&mut self.qmp, Form::Snapshot, &before).inspect_err(|_| {
+        set(&mut self.qmp, Form::Snapshot, &before).and_then(|()| self.begin_early(guardian)).inspect_err(|_| {
             if let Err(e) = before.put_back(&mut self.qmp) {
                 tracing::warn!("cannot put QEMU's migration settings back: {e}");
             }
         })
+    }
+
+    /// Begins the snapshot, if QEMU does not take its global lock before it needs the VM to stand still, and waits
+    /// until it has done what it can.
+    fn begin_early(&mut self, guardian: &Guardian) -> Result<()> {
+        let version = self.qmp.version();
+        if (version.major, version.minor) >= LOCKS_EARLY {
+            return Ok(());
+        }
+        self.begun = Some(Begun::start_blocked(&mut self.qmp, guardian)?);
+        let begin = Instant::now();
+        while !self.process().waits_for_pipe() && begin.elapsed() < LONGEST_PREPARATION {
+            std::thread::sleep(LOOK);
+        }
+        tracing::debug!(took = ?begin.elapsed(), "QEMU is ready for the snapshot");
+        Ok(())
+    }
+
+    /// Ends a snapshot that was prepared, if it has not been taken. The VM must run.
+    pub fn abandon_snapshot(&mut self) -> Result<()> {
+        self.begun.take().map_or(Ok(()), |begun| begun.discard(&mut self.qmp))
     }
 
     /// Makes QEMU's settings these again.

@@ -15,7 +15,7 @@ use crate::vm::run_state;
 use elision_memory::{FileOffset, PAGE_SIZE};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 const PIPE_SIZE: usize = 1 << 20;
 const FD_NAME: &str = "elision-state";
 /// How often the first page is looked for, and after how many looks QEMU is asked how it goes.
-const LOOK: Duration = Duration::from_micros(500);
+pub(crate) const LOOK: Duration = Duration::from_micros(500);
 const LOOKS: u32 = 20;
 
 /// How far the reading thread is.
@@ -38,44 +38,85 @@ pub(crate) struct Progress {
     memory: AtomicBool,
 }
 
-/// Runs a migration. `read` reads the stream in a thread of its own; `during` follows it, to its end. That of a
-/// snapshot has a guardian.
+/// A migration that QEMU has begun, and whose stream nobody reads yet.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pipe: File,
+    /// So many bytes come before the stream.
+    filling: u64,
+}
+
+impl Begun {
+    /// Begins one. That of a snapshot has a guardian.
+    pub(crate) fn start(qmp: &mut Qmp, guardian: Option<&Guardian>) -> Result<Self> {
+        Self::with_filling(qmp, guardian, false)
+    }
+
+    /// Begins one into a full pipe: QEMU cannot send a byte before [`receive`] makes room.
+    pub(crate) fn start_blocked(qmp: &mut Qmp, guardian: &Guardian) -> Result<Self> {
+        Self::with_filling(qmp, Some(guardian), true)
+    }
+
+    fn with_filling(qmp: &mut Qmp, guardian: Option<&Guardian>, blocked: bool) -> Result<Self> {
+        let (pipe, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(QemuError::os("make a pipe for the device state"))?;
+        // A larger pipe only saves time.
+        let _ = rustix::pipe::fcntl_setpipe_size(&write_end, PIPE_SIZE);
+        let mut filling = 0;
+        let mut write_end = File::from(write_end);
+        if blocked {
+            let doing = "fill the pipe for a snapshot";
+            filling = rustix::pipe::fcntl_getpipe_size(&write_end).map_err(QemuError::os(doing))?;
+            write_end.write_all(&vec![0; filling]).map_err(QemuError::io(doing))?;
+        }
+        if let Some(guardian) = guardian {
+            guardian.hold(pipe.as_fd())?;
+        }
+        qmp.execute_with_descriptor("getfd", json!({"fdname": FD_NAME}), write_end.as_fd())?;
+        drop(write_end);
+        if let Err(error) = qmp.execute("migrate", json!({"uri": format!("fd:{FD_NAME}")})) {
+            // The descriptor still waits in QEMU under its name.
+            let _ = qmp.execute("closefd", json!({"fdname": FD_NAME}));
+            return Err(error);
+        }
+        Ok(Self { pipe: File::from(pipe), filling: filling as u64 })
+    }
+
+    /// Reads a snapshot to its end, of which nothing is wanted.
+    pub(crate) fn discard(mut self, qmp: &mut Qmp) -> Result<()> {
+        let reader = std::thread::spawn(move || std::io::copy(&mut self.pipe, &mut std::io::sink()));
+        wait_patiently(qmp)?;
+        let _ = reader.join();
+        Ok(())
+    }
+}
+
+/// Takes a migration. `read` reads the stream in a thread of its own; `during` follows it, to its end. One that must not
+/// be cancelled, as a snapshot, is read to its end whatever happens.
 pub(crate) fn receive<T>(
     qmp: &mut Qmp,
-    guardian: Option<&Guardian>,
+    begun: Begun,
+    can_cancel: bool,
     read: impl FnOnce(Counted<'_>) -> Result<DeviceState> + Send,
     during: impl FnOnce(&mut Qmp, &Progress) -> Result<T>,
 ) -> Result<(DeviceState, T)> {
-    let (read_end, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(QemuError::os("make a pipe for the device state"))?;
-    // A larger pipe only saves time.
-    let _ = rustix::pipe::fcntl_setpipe_size(&write_end, PIPE_SIZE);
-    if let Some(guardian) = guardian {
-        guardian.hold(read_end.as_fd())?;
-    }
-    qmp.execute_with_descriptor("getfd", json!({"fdname": FD_NAME}), write_end.as_fd())?;
-    drop(write_end);
+    let Begun { mut pipe, filling } = begun;
     let progress = &Progress::default();
     std::thread::scope(|scope| {
-        let mut pipe = File::from(read_end);
         let reader = scope.spawn(move || {
-            let state = read(Counted { pipe: &pipe, progress });
-            if guardian.is_some() {
+            let skipped = std::io::copy(&mut (&pipe).take(filling), &mut std::io::sink());
+            let state = match skipped {
+                Ok(_) => read(Counted { pipe: &pipe, progress }),
+                Err(error) => Err(QemuError::io("read the migration's pipe")(error)),
+            };
+            if !can_cancel {
                 let _ = std::io::copy(&mut pipe, &mut std::io::sink());
             }
             // The pipe is closed now, so that a QEMU with more to say fails instead of hanging.
             state
         });
-        let sent = qmp.execute("migrate", json!({"uri": format!("fd:{FD_NAME}")})).map(drop);
-        let sent = match sent {
-            Ok(()) => during(qmp, progress),
-            Err(e) => {
-                // The descriptor still waits in QEMU under its name; closing it ends the reader.
-                let _ = qmp.execute("closefd", json!({"fdname": FD_NAME}));
-                Err(e)
-            }
-        };
-        if sent.is_err() && guardian.is_none() {
+        let sent = during(qmp, progress);
+        if sent.is_err() && can_cancel {
             if let Err(e) = cancel(qmp) {
                 tracing::warn!("cannot cancel the migration: {e}");
             }

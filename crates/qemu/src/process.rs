@@ -34,6 +34,15 @@ impl QemuProcess {
             .map_err(QemuError::io(format!("see the working directory of process {pid}")))?;
         Ok(Self { pid, exe, command: command_line(pid)?, folder })
     }
+
+    /// Whether one of its threads waits until it can write into a pipe. Not known (`false`) where the host's kernel
+    /// does not tell what threads wait for.
+    pub(crate) fn waits_for_pipe(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
+        // `pipe_write`, since Linux 6.15 `anon_pipe_write` (`fs/pipe.c`).
+        let waits = |place: String| place.ends_with("pipe_write");
+        threads.flatten().any(|thread| std::fs::read_to_string(thread.path().join("wchan")).is_ok_and(waits))
+    }
 }
 
 fn command_line(pid: u32) -> Result<Vec<String>> {

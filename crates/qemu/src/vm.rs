@@ -5,6 +5,7 @@ use crate::command::node_backends;
 use crate::error::{QemuError, Result};
 use crate::flat_view::{parse_flat_view, parse_ram_blocks};
 use crate::layout::{VmRam, vm_ram};
+use crate::migration::Begun;
 use crate::process::QemuProcess;
 use crate::qmp::Qmp;
 use elision_memory::{Ram, RamLayout};
@@ -29,6 +30,8 @@ pub struct Vm {
     ram: VmRam,
     access: RamAccess,
     kvm: bool,
+    /// A snapshot that is not yet taken.
+    pub(crate) begun: Option<Begun>,
 }
 
 impl Vm {
@@ -40,7 +43,7 @@ impl Vm {
         let access = RamAccess::find(&process, &mut qmp, &ram)?;
         let kvm = qmp.execute("query-kvm", json!({}))?["enabled"].as_bool().unwrap_or(false);
         tracing::debug!(pid = process.pid, blocks = ram.blocks.len(), bytes = ram.file_len, kvm, "attached");
-        Ok(Self { qmp, process, ram, access, kvm })
+        Ok(Self { qmp, process, ram, access, kvm, begun: None })
     }
 
     /// The QMP connection.

@@ -105,7 +105,7 @@ pub(super) fn capture(
     if !matches!(task.how, How::Snapshot) {
         return look(vm, task, writer, guardian, runs, agent);
     }
-    if let Err(error) = vm.allow_snapshots() {
+    if let Err(error) = vm.prepare_snapshot(&guardian) {
         guardian.dismiss()?;
         return Err(error.into());
     }
@@ -158,6 +158,7 @@ fn look(
                 std::thread::sleep(break_after(&error, looks));
             }
             Err(held) => {
+                vm.abandon_snapshot()?;
                 guardian.dismiss()?;
                 return Err(held.into_failure());
             }
