@@ -153,6 +153,9 @@ impl PageLayout {
         }
         let word = raw.u32(self.mapcount);
         if self.slab_type.is_none() {
+            if word == u32::MAX || word & OLD_TYPES != OLD_TYPES {
+                return None; // a type's bit is taken out of ones
+            }
             let moved = |bit: u32| bit << u32::from(self.owner.is_some() && bit >= FIRST_BEHIND_CHARGED);
             let is = |bit: u32| word & (OLD_TYPES | moved(bit)) == OLD_TYPES;
             return OLD_TYPE_BITS.iter().find(|(bit, _)| is(*bit)).map(|(_, page_type)| *page_type);

@@ -66,16 +66,20 @@ pub fn plan(
 
     done("threads planned");
     let mut survey = FrameSurvey::new(kernel)?;
-    survey.survey_processes(selection, &mut summary)?;
-    done("memory of processes surveyed");
-    cached_files::survey(kernel, selection, &mut edits, &mut survey, options.best_effort)?;
-    Channels::new(kernel, selection, &live, options, &mut edits, &mut survey)?.survey()?;
-    done("channels surveyed");
-    survey.survey_swap(selection, &mut summary)?;
-    survey.survey_free()?;
-    done("free memory surveyed");
-    let census = kernel.census()?;
-    done("descriptors surveyed");
+    let found = || {
+        survey.survey_processes(selection, &mut summary)?;
+        done("memory of processes surveyed");
+        cached_files::survey(kernel, selection, &mut edits, &mut survey, options.best_effort)?;
+        Channels::new(kernel, selection, &live, options, &mut edits, &mut survey)?.survey()?;
+        done("channels surveyed");
+        survey.survey_swap(selection, &mut summary)?;
+        survey.survey_free()
+    };
+    // The tables of a large process are walked by one thread: the others look at descriptors meanwhile.
+    let (found, census) = rayon::join(found, || kernel.census());
+    found?;
+    let census = census?;
+    done("all frames surveyed");
     orphans::survey(kernel, census.unmapped, selection, &mut survey.table, &mut summary)?;
     summary.dependents =
         selection.dependents.iter().map(|(pid, relation)| (*pid, relation.excluded)).collect();
