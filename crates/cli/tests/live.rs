@@ -249,8 +249,8 @@ fn a_refused_snapshot_leaves_the_vm_as_it_was() {
     let mut watch = window.open();
     let before = capabilities(&mut watch);
     refuses(&mut save_as(Some(SNAPSHOT), &guest, &image, &[&unknown]), 3, &["MPTCP"]);
-    assert!(watch.wait_event("STOP", Duration::ZERO).expect("events").is_some(), "control: it was stopped");
-    assert!(runs(&mut watch));
+    assert!(runs(&mut watch)); // and all events are here
+    assert!(watch.take_events().iter().any(|e| e.name == "STOP"), "control: it was stopped");
     let sent = watch.execute("query-migrate", object!({})).expect("a migration");
     assert_eq!(sent["status"], "completed", "it was read to its end");
     assert_eq!(capabilities(&mut watch), before);
@@ -307,8 +307,8 @@ fn without_rights_to_userfaultfd_it_is_refused_and_nothing_is_lost() {
     let before = capabilities(&mut watch);
     let parts = ["snapshot", "without --live", "userfaultfd"];
     refuses(&mut save_as(Some(SNAPSHOT), &guest, &image, &["uid=1234"]), 4, &parts);
-    assert!(watch.wait_event("STOP", Duration::ZERO).expect("events").is_none(), "it was not even stopped");
-    assert_eq!(capabilities(&mut watch), before);
+    assert_eq!(capabilities(&mut watch), before); // and all events are here
+    assert!(watch.take_events().iter().all(|e| e.name != "STOP"), "it was not even stopped");
     assert_eq!(images.names(), Vec::<String>::new());
     assert_eq!(json(&mut save_as(None, &guest, &image, &["uid=1234"]))["way"], "shared");
     guest.control().ping().expect("the guest answers");
