@@ -30,7 +30,7 @@ pub(crate) fn first_needed(image: &Image, ram: &RamReader, or_all: bool) -> Vec<
 }
 
 /// Lets the kernel read chunks of a file into its cache.
-pub(crate) fn read_ahead(file: impl AsFd, chunk_bytes: u64, chunks: &[u64]) {
+fn read_ahead(file: impl AsFd, chunk_bytes: u64, chunks: &[u64]) {
     for start in chunks.iter().map(|i| i * chunk_bytes) {
         for step in 0..chunk_bytes / STEP {
             let _ = fadvise(&file, start + step * STEP, NonZeroU64::new(STEP), Advice::WillNeed);

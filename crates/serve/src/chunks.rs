@@ -4,13 +4,10 @@ use elision_image::RamReader;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Most bytes of chunks that are kept: the kernel reads less than a chunk at a time.
 const KEPT: u64 = 16 << 20;
-/// The same while chunks are read ahead.
-const KEPT_AHEAD: u64 = 64 << 20;
 
 /// Whoever comes first reads it, others wait for that. Nothing if it cannot be read.
 type Slot = Arc<OnceLock<Option<Vec<u8>>>>;
@@ -20,7 +17,6 @@ type Slot = Arc<OnceLock<Option<Vec<u8>>>>;
 pub(crate) struct Chunks {
     ram: RamReader,
     recent: Mutex<VecDeque<(u64, Slot)>>,
-    kept: AtomicU64,
 }
 
 /// The bytes of a chunk.
@@ -36,25 +32,30 @@ impl Deref for Chunk {
 
 impl Chunks {
     pub(crate) fn new(ram: RamReader) -> Self {
-        Self { ram, recent: Mutex::default(), kept: AtomicU64::new(KEPT) }
+        Self { ram, recent: Mutex::default() }
     }
 
     pub(crate) fn ram(&self) -> &RamReader {
         &self.ram
     }
 
-    /// Reads the first of some chunks before they are needed, as many as are kept then.
-    pub(crate) fn read_ahead(&self, chunks: &[u64]) {
-        self.kept.store(KEPT_AHEAD, Ordering::Relaxed);
-        for i in chunks.iter().take(self.most()) {
-            let _ = self.get(*i); // whoever needs it is told
+    /// Gives each of some chunks to `take` before it is needed, until that fails.
+    pub(crate) fn read_ahead(
+        &self,
+        chunks: &[u64],
+        take: impl Fn(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for i in chunks {
+            let at = i * self.ram.chunk_bytes();
+            if self.is_recent(*i) {
+                take(at, &self.get(*i)?)?;
+            } else {
+                self.ram.read_chunk(*i, &mut bytes)?;
+                take(at, &bytes)?;
+            }
         }
-    }
-
-    /// What was read ahead need not be kept any more.
-    pub(crate) fn end_ahead(&self) {
-        self.kept.store(KEPT, Ordering::Relaxed);
-        self.recent().truncate(self.most());
+        Ok(())
     }
 
     pub(crate) fn get(&self, i: u64) -> io::Result<Chunk> {
@@ -73,18 +74,19 @@ impl Chunks {
     }
 
     fn slot(&self, i: u64) -> Slot {
+        let most = usize::try_from(KEPT / self.ram.chunk_bytes()).unwrap_or(1).max(2);
         let mut recent = self.recent();
         if let Some((_, slot)) = recent.iter().find(|(chunk, _)| *chunk == i) {
             return Arc::clone(slot);
         }
         let slot = Slot::default();
         recent.push_front((i, Arc::clone(&slot)));
-        recent.truncate(self.most());
+        recent.truncate(most);
         slot
     }
 
-    fn most(&self) -> usize {
-        usize::try_from(self.kept.load(Ordering::Relaxed) / self.ram.chunk_bytes()).unwrap_or(1).max(2)
+    fn is_recent(&self, i: u64) -> bool {
+        self.recent().iter().any(|(chunk, _)| *chunk == i)
     }
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<(u64, Slot)>> {

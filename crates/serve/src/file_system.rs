@@ -14,7 +14,8 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
-const FILE: INodeNo = INodeNo(2);
+/// The file's number.
+pub(crate) const FILE: INodeNo = INodeNo(2);
 /// Nothing ever changes.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 const SEEK_DATA: i32 = 3;

@@ -5,10 +5,10 @@
 //!         <── READY and the file ──        or a text that says why not
 //! ```
 
-use crate::ahead::{first_needed, read_ahead};
+use crate::ahead::first_needed;
 use crate::chunks::Chunks;
 use crate::file_name;
-use crate::file_system::{Needed, OneFile};
+use crate::file_system::{FILE, Needed, OneFile};
 use crate::mount::{DEVICE, mount};
 use elision_image::{Image, RamReader};
 use fuser::{Config, Session, SessionACL};
@@ -134,14 +134,6 @@ fn serve(path: &Path, options: ServeOptions) -> Result<(), ServeError> {
     let ahead = if prefetch || !records { first_needed(&image, &ram, prefetch) } else { Vec::new() };
     let needed = records.then(Arc::<Mutex<Needed>>::default);
     let chunks = Arc::new(Chunks::new(ram));
-    // Begun before QEMU starts, which takes longer than that.
-    let unpacking = (!ahead.is_empty()).then(|| {
-        let chunks = Arc::clone(&chunks);
-        std::thread::spawn(move || {
-            chunks.read_ahead(&ahead);
-            ahead
-        })
-    });
 
     let failed = |e: io::Error| ServeError::new("make a FUSE file system", e);
     let device = File::options().read(true).write(true).open(DEVICE);
@@ -153,17 +145,17 @@ fn serve(path: &Path, options: ServeOptions) -> Result<(), ServeError> {
     let files = OneFile::new(Arc::clone(&chunks), name.clone(), needed.clone());
     // The kernel lets in this user alone; a page that a VM needs it may read in another's name.
     let session = Session::from_fd(files, device.into(), SessionACL::All, config).map_err(failed)?;
+    let notifier = session.notifier();
     let session = std::thread::spawn(move || session.run());
 
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&root, &name, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
     drop(root);
     hand_over(file.as_fd()).map_err(|e| ServeError::new("hand the file over", e))?;
-    // These end by themselves, and with them what they hold of the file.
+    // Goes into the kernel's cache before QEMU asks for it. It ends by itself.
     std::thread::spawn(move || {
-        let Some(ahead) = unpacking.and_then(|unpacking| unpacking.join().ok()) else { return };
-        read_ahead(&file, chunks.ram().chunk_bytes(), &ahead);
-        chunks.end_ahead();
+        let stored = chunks.read_ahead(&ahead, |at, bytes| notifier.store(FILE, at, bytes));
+        drop((file, stored)); // whoever needs what was not read is told
     });
     let recorder = needed.map(|needed| std::thread::spawn(move || record(&image, &needed)));
     let _ = session.join();
