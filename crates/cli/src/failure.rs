@@ -196,7 +196,8 @@ impl From<QemuError> for Failure {
             QemuError::NoSnapshot { .. } => failure.with_help(
                 "The VM runs on, nothing was saved. Save it without --live, which pauses it while its memory is \
                  written; or give QEMU the right to use userfaultfd: run it as root, let its user open \
-                 /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1",
+                 /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1. The memory of a restored VM \
+                 is mapped from its image, which no userfaultfd guards",
             ),
             QemuError::State { .. } => failure.with_help(
                 "A paused VM is continued by `cont` in its monitor, or by {\"execute\": \"cont\"} on its QMP socket",

@@ -6,10 +6,12 @@ use elision_qemu::Vm;
 use elision_testbed::{Endpoints, Guest, GuestOptions, RamMode, Spawn, pages};
 use serde_json::Value;
 use std::process::Command;
-use support::{Images, copies, elision, json, restore, save};
+use support::{Images, copies, elision, json, refuses, restore, save, save_as};
 
 /// Memory of QEMU that looking at it may take, in KiB: buffers of its own, for the answers that it gives.
 const ROOM: u64 = 16 << 10;
+/// What is said of a VM that was restored. By a snapshot it cannot be saved: its memory is mapped from the image.
+const RESTORED: &str = "restored";
 /// Frames of what a victim plants in its heap.
 const PLANTED: u64 = (8 << 20) / 4096;
 
@@ -102,7 +104,13 @@ fn close(a: u64, b: u64) -> bool {
 fn saved_and_restored(guest: Guest, options: &GuestOptions, what: &str) {
     let images = Images::new();
     let image = images.path("image");
-    json(&mut save(&guest, &image, &["uid=1234"]));
+    let mut command = save(&guest, &image, &["uid=1234"]);
+    if what == RESTORED {
+        let parts = ["snapshot", "a restored VM"];
+        refuses(&mut save_as(Some("--live=snapshot"), &guest, &image, &["uid=1234"]), 4, &parts);
+        command = save_as(None, &guest, &image, &["uid=1234"]);
+    }
+    json(&mut command);
     let found = copies(&image, &["victim", "bystander"]);
     assert!(found[0] == 0 && found[1] > 1000, "{what}: {found:?}");
     // The command names files and sockets of the guest's folder, which goes with the guest.
@@ -217,8 +225,8 @@ fn a_restored_vm_is_looked_at() {
     json(&mut save(&guest, &image, &[]));
     drop(guest);
     let mut restored = restore(&options, &image);
-    let found = frames(&look_at(&mut restored, "restored"));
+    let found = frames(&look_at(&mut restored, RESTORED));
     assert!(found.0 >= PLANTED, "{found:?}");
-    saved_and_restored(restored, &options, "restored");
+    saved_and_restored(restored, &options, RESTORED);
     assert!(elision().arg("verify").arg(&image).status().expect("elision starts").success(), "verify");
 }

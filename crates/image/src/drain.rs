@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! room for all runs is taken in the file, so that writing in parallel needs no more than the disk
-//! a chunk   1 MiB of the copy -> hash -> write the runs in it, past the page cache where that works
+//! a chunk   each run of data, 1 MiB at a time -> hash -> write, past the page cache where that works
 //! ```
 
-use crate::checksum::{self, zeros};
+use crate::checksum;
+use crate::chunk_hasher::{ChunkHasher, zeros};
 use crate::page_hashes::HashFile;
+use crate::ranges::within;
 use crate::target::{Target, pages};
 use blake3::Hash;
 use elision_memory::{FileOffset, Ram};
@@ -28,8 +30,6 @@ pub(crate) struct Source<'a> {
     pub(crate) data: &'a [Range<FileOffset>],
     /// Hashes of these pages go there, but for those of chunks whose checksum is known.
     pub(crate) hash_file: &'a HashFile,
-    /// The copy is not zero elsewhere: a link's holds what it inherits.
-    pub(crate) is_more: bool,
 }
 
 /// Writes the runs `missing`, and hashes each chunk. Chunks whose checksum is `known`, by their number, miss nothing. Both
@@ -92,59 +92,36 @@ fn one(
     chunk: Range<u64>,
     buf: &mut [u8],
 ) -> io::Result<Hash> {
-    let Source { copy, data, hash_file, is_more } = source;
-    let mut hasher = blake3::Hasher::new();
-    let mut at = chunk.start;
-    while at < chunk.end {
-        let piece = at..(at + PIECE).min(chunk.end);
-        let part = usize::try_from(piece.end - at).ok().and_then(|len| buf.get_mut(..len));
-        let part = part.ok_or(io::ErrorKind::InvalidInput)?;
-        let part = match copy.staged_bytes(&piece) {
-            _ if within(data, &piece).next().is_none() => {
-                part.fill(0);
-                part
-            }
-            _ if is_more => {
-                part.fill(0);
-                for run in within(data, &piece) {
-                    let of = |offset: u64| usize::try_from(offset - at).unwrap_or(usize::MAX);
-                    let place =
-                        part.get_mut(of(run.start)..of(run.end)).ok_or(io::ErrorKind::InvalidInput)?;
-                    if !copy.read_file(FileOffset(run.start), place) {
+    let Source { copy, data, hash_file } = source;
+    let mut hasher = ChunkHasher::new(chunk.clone());
+    for run in within(data, &chunk) {
+        let mut at = run.start;
+        while at < run.end {
+            let piece = at..(at + PIECE).min(run.end);
+            let bytes = match copy.staged_bytes(&piece) {
+                Some(memory) => memory,
+                None => {
+                    let part = usize::try_from(piece.end - at).ok().and_then(|len| buf.get_mut(..len));
+                    let part = part.ok_or(io::ErrorKind::InvalidInput)?;
+                    if !copy.read_file(FileOffset(at), part) {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
+                    part
                 }
-                part
+            };
+            hasher.add(at, bytes);
+            hash_file.add(at, bytes)?;
+            for run in within(missing, &piece) {
+                target.write(slice(bytes, at, &run)?, run.start)?;
             }
-            Some(memory) => memory,
-            None if copy.read_file(FileOffset(at), part) => part,
-            None => return Err(io::ErrorKind::UnexpectedEof.into()),
-        };
-        hasher.update(part);
-        for run in within(data, &piece) {
-            hash_file.add(run.start, slice(part, at, &run)?)?;
+            at = piece.end;
         }
-        for run in within(missing, &piece) {
-            target.write(slice(part, at, &run)?, run.start)?;
-        }
-        at = piece.end;
     }
-    Ok(hasher.finalize())
+    Ok(hasher.finish())
 }
 
 /// The bytes of a run, in those from an offset on.
 fn slice<'a>(bytes: &'a [u8], from: u64, run: &Range<u64>) -> io::Result<&'a [u8]> {
     let of = |offset: u64| usize::try_from(offset - from).unwrap_or(usize::MAX);
     bytes.get(of(run.start)..of(run.end)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-}
-
-/// What of `runs`, which ascend, lies in a range.
-fn within<'a>(
-    runs: &'a [Range<FileOffset>],
-    range: &Range<u64>,
-) -> impl Iterator<Item = Range<u64>> + use<'a> {
-    let Range { start, end } = *range;
-    let from = runs.partition_point(|run| run.end.0 <= start);
-    let runs = runs.get(from..).unwrap_or_default().iter().take_while(move |run| run.start.0 < end);
-    runs.map(move |run| run.start.0.max(start)..run.end.0.min(end))
 }

@@ -18,6 +18,7 @@
 //! Limits: `manifest.json` 16 MiB, `state.bin` 1 GiB, `exclusions.bin` as in its module.
 
 mod checksum;
+mod chunk_hasher;
 mod drain;
 mod error;
 mod exclusions;

@@ -7,7 +7,7 @@
 //! file, and whoever knows the format finds each part of it. A frame carries its own checksum: what is damaged is
 //! not unpacked.
 
-use crate::checksum::zeros;
+use crate::chunk_hasher::zeros;
 use crate::page_hashes::HashFile;
 use crate::ram_writer::nonzero;
 use blake3::Hash;

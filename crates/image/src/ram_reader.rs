@@ -7,7 +7,7 @@
 //! A chunk is given only if it has the checksum in the manifest, and one of zeros is not read at all. Those of a link come
 //! from several files and have no checksum as a whole: like a plain image that is mapped they are read as they are.
 
-use crate::checksum::zeros;
+use crate::chunk_hasher::zeros;
 use crate::packed::Packed;
 use crate::ranges::{Runs, common};
 use crate::{Image, ImageError};

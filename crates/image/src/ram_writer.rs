@@ -12,7 +12,8 @@
 //! processor's cache between reading and writing, so guest memory is read once. RAM file bytes that the layout gives
 //! no place are left out.
 
-use crate::checksum::{self, Parts};
+use crate::checksum;
+use crate::chunk_hasher::ChunkHasher;
 use crate::page_hashes::{HashFile, PageHashes};
 use crate::ranges::{Runs, add};
 use crate::room::Room;
@@ -307,7 +308,7 @@ impl Job<'_> {
 
     /// Writes a chunk to the file, and hashes it unless it is going to change.
     fn at_once(self, work: &Work<'_>, buf: &mut [u8], done: &mut Done) -> Result<(), ImageError> {
-        let mut hash = (!work.is_late).then(|| Parts::new(work.range.clone()));
+        let mut hash = (!work.is_late).then(|| ChunkHasher::new(work.range.clone()));
         let mut put = |offset: FileOffset, bytes: &[u8]| {
             self.target.write(bytes, offset.0).map_err(|e| self.failed(RAM, e))?;
             if let Some(hash) = &mut hash {
@@ -318,7 +319,7 @@ impl Job<'_> {
         };
         let mut part = Done::default();
         work.tasks.iter().try_for_each(|task| self.one(task, buf, &mut part, &mut put))?;
-        part.at_once.push((work.range.clone(), hash.map(Parts::finish)));
+        part.at_once.push((work.range.clone(), hash.map(ChunkHasher::finish)));
         done.extend(part);
         Ok(())
     }

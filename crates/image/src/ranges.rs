@@ -49,6 +49,17 @@ pub(crate) fn pieces(
     starts.map(move |start| FileOffset(start)..FileOffset((start + bytes as u64).min(end)))
 }
 
+/// What of `runs`, which ascend, lies in a range.
+pub(crate) fn within<'a>(
+    runs: &'a [Range<FileOffset>],
+    range: &Range<u64>,
+) -> impl Iterator<Item = Range<u64>> + use<'a> {
+    let Range { start, end } = *range;
+    let from = runs.partition_point(|run| run.end.0 <= start);
+    let runs = runs.get(from..).unwrap_or_default().iter().take_while(move |run| run.start.0 < end);
+    runs.map(move |run| run.start.0.max(start)..run.end.0.min(end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -350,7 +350,7 @@ impl ImageWriter {
         let RamImage { file, hash_file, written, copy, missing, hashes, .. } = image;
         let direct = open_direct(&self.path(RAM));
         let target = Target { file, direct: direct.as_ref() };
-        let source = Source { copy, data: &written.data, hash_file, is_more: self.base.is_some() };
+        let source = Source { copy, data: &written.data, hash_file };
         let (chunk_bytes, chunks) = drain(source, target, missing, hashes, progress)
             .map_err(|e| self.failed("write", RAM, e).or_full(written.stats.written))?;
         self.sync(file, RAM)?;

@@ -49,6 +49,12 @@ impl Layers {
         }
     }
 
+    /// Whether all of it is in the copy's own memory.
+    pub(crate) fn are_own(&self, part: &Range<usize>) -> bool {
+        let pages = self.of_page.get(part.start / PAGE_SIZE..part.end.div_ceil(PAGE_SIZE));
+        pages.is_some_and(|pages| pages.iter().all(|number| *number == 0))
+    }
+
     /// An aligned word.
     #[inline]
     pub(crate) fn word(&self, own: &Mapping, at: usize) -> Option<u64> {
@@ -93,6 +99,8 @@ mod tests {
         let expected = [3, 1, 1, 3, 2, 1];
         let words = (0..PAGES).map(|page| layers.word(&own, page * PAGE_SIZE + 8).unwrap().to_le_bytes()[0]);
         assert_eq!(words.collect::<Vec<_>>(), expected);
+        let is_own = |pages: Range<usize>| layers.are_own(&(pages.start * PAGE_SIZE..pages.end * PAGE_SIZE));
+        assert_eq!([0..1, 3..4, 2..4, 5..7].map(is_own), [true, true, false, false]);
         let mut bytes = vec![0; len - 200];
         assert!(layers.read(&own, 100, &mut bytes));
         for (at, byte) in (100..).zip(bytes) {

@@ -168,11 +168,11 @@ impl Ram {
     /// The same bytes without copying them, where they are memory of a copy ([`Staging::into_ram`](crate::Staging)).
     #[must_use]
     pub fn staged_bytes(&self, part: &Range<u64>) -> Option<&[u8]> {
-        if self.layers.is_some() {
+        let part = usize::try_from(part.start).ok()?..usize::try_from(part.end).ok()?;
+        if self.layers.as_ref().is_some_and(|layers| !layers.are_own(&part)) {
             return None;
         }
-        let start = usize::try_from(part.start).ok()?;
-        self.mapping.own(start, usize::try_from(part.end).ok()?.checked_sub(start)?)
+        self.mapping.own(part.start, part.end.checked_sub(part.start)?)
     }
 
     /// Length of the RAM file in bytes.

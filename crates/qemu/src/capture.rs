@@ -132,11 +132,13 @@ impl Vm {
     /// comes, call [`Vm::abandon_snapshot`] if it is not taken, and put the settings back by [`Vm::put_back`].
     pub fn prepare_snapshot(&mut self, guardian: &Guardian) -> Result<()> {
         let before = MigrationSettings::read(&mut self.qmp)?;
-        set(&mut self.qmp, Form::Snapshot, &before).and_then(|()| self.begin_early(guardian)).inspect_err(|_| {
-            if let Err(e) = before.put_back(&mut self.qmp) {
-                tracing::warn!("cannot put QEMU's migration settings back: {e}");
-            }
-        })
+        set(&mut self.qmp, Form::Snapshot, &before).and_then(|()| self.begin_early(guardian)).inspect_err(
+            |_| {
+                if let Err(e) = before.put_back(&mut self.qmp) {
+                    tracing::warn!("cannot put QEMU's migration settings back: {e}");
+                }
+            },
+        )
     }
 
     /// Begins the snapshot, if QEMU does not take its global lock before it needs the VM to stand still, and waits
