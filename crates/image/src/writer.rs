@@ -16,8 +16,8 @@ use crate::ranges::Runs;
 use crate::room::Room;
 use crate::target::{Target, open_direct};
 use crate::{
-    EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, INHERITED, Image, ImageError,
-    MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, RamFile, RamStats, STATE, StreamWriter,
+    Base, EXCLUSIONS, Exclusions, FORMAT, FORMAT_LINK, FORMAT_PACKED, FileSum, Files, INHERITED, Image,
+    ImageError, MANIFEST, PAGE_HASHES, RAM, RAM_PACKED, RamFile, RamStats, STATE, StreamWriter,
 };
 use crate::{Manifest, checksum, packed, ram_writer};
 use blake3::Hash;
@@ -28,6 +28,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Instant;
 
 mod copied;
@@ -297,22 +298,31 @@ impl ImageWriter {
         let state = self.state.take().ok_or(ImageError::Unfinished(STATE))?;
         let exclusions = self.exclusions.take().ok_or(ImageError::Unfinished(EXCLUSIONS))?;
         self.base.as_ref().map(|base| image.inherit(base)).transpose()?;
-        let (mut ram, name) = match self.level {
-            Some(level) => (self.pack(&image, level, progress)?, RAM_PACKED),
-            None => (self.drain(&image, progress)?, RAM),
+        let (mut ram, name, packed) = match self.level {
+            Some(level) => {
+                let (ram, file) = self.pack(&image, level, progress)?;
+                (ram, RAM_PACKED, Some(file))
+            }
+            None => (self.drain(&image, progress)?, RAM, None),
         };
-        self.sync(image.hash_file.file(), PAGE_HASHES)?;
-        self.sync(&state, STATE)?;
-        self.sync(&exclusions, EXCLUSIONS)?;
+        let RamImage { file, hash_file, written, copy, .. } = image;
+        let file = packed.unwrap_or(file);
+        let files =
+            [(&file, name), (hash_file.file(), PAGE_HASHES), (&state, STATE), (&exclusions, EXCLUSIONS)];
+        // The disk is waited for once, and what is left to find out is found out meanwhile.
+        let (base, sums) = thread::scope(|scope| {
+            let this = &self;
+            let synced = files.map(|(file, name)| scope.spawn(move || this.sync(file, name)));
+            let found = this.found(&written, copy);
+            for (sync, (_, name)) in synced.into_iter().zip(files) {
+                sync.join().unwrap_or(Err(ImageError::Unfinished(name)))?;
+            }
+            found
+        })?;
+        manifest.base = base;
         // Only now: a file system may choose blocks as late as the sync.
         let meta = self.open(name)?.metadata().map_err(|e| self.failed("look at", name, e))?;
         ram.stored_bytes = meta.blocks() * 512;
-        let mut inherited = None;
-        manifest.base = None;
-        if let Some(base) = &self.base {
-            inherited = Some(self.write_inherited(&image.written.inherited, image.copy.file_len())?);
-            manifest.base = Some(base.named(&image)?);
-        }
         manifest.format = match &self.base {
             Some(_) => FORMAT_LINK,
             None if self.level.is_some() => FORMAT_PACKED,
@@ -322,9 +332,7 @@ impl ImageWriter {
             manifest.id = fresh_id().map_err(|e| self.failed("make an id for", MANIFEST, e))?;
             manifest.times.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
         }
-        let (state, exclusions) = (self.sum(STATE)?, self.sum(EXCLUSIONS)?);
-        let page_hashes = Some(self.sum(PAGE_HASHES)?);
-        manifest.files = Files { ram, state, exclusions, inherited, page_hashes };
+        manifest.files = Files { ram, ..sums };
 
         let mut text = serde_json::to_vec_pretty(&manifest).map_err(ImageError::Encode)?;
         text.push(b'\n');
@@ -333,6 +341,19 @@ impl ImageWriter {
         self.sync(&file, MANIFEST)?;
         self.partial.rename()?;
         Ok(manifest)
+    }
+
+    /// What the manifest says of the base, and of the files but RAM. Ends the copy.
+    fn found(&self, written: &Written, copy: Ram) -> Result<(Option<Base>, Files), ImageError> {
+        let (mut base, mut inherited) = (None, None);
+        if let Some(built_on) = &self.base {
+            inherited = Some(self.write_inherited(&written.inherited, copy.file_len())?);
+            base = Some(built_on.named(written, copy.file_len())?);
+        }
+        drop(copy); // memory, which takes time to give back
+        let (state, exclusions) = (self.sum(STATE)?, self.sum(EXCLUSIONS)?);
+        let page_hashes = Some(self.sum(PAGE_HASHES)?);
+        Ok((base, Files { ram: RamFile::default(), state, exclusions, inherited, page_hashes }))
     }
 
     /// Writes what a link does not hold itself.
@@ -353,7 +374,6 @@ impl ImageWriter {
         let source = Source { copy, data: &written.data, hash_file };
         let (chunk_bytes, chunks) = drain(source, target, missing, hashes, progress)
             .map_err(|e| self.failed("write", RAM, e).or_full(written.stats.written))?;
-        self.sync(file, RAM)?;
         Ok(ram_file(copy.file_len(), chunk_bytes, &chunks))
     }
 
@@ -363,16 +383,16 @@ impl ImageWriter {
         image: &RamImage,
         level: i32,
         progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<RamFile, ImageError> {
+    ) -> Result<(RamFile, File), ImageError> {
         let RamImage { written, copy, hash_file, .. } = image;
         let chunk = checksum::chunk_bytes_packed(copy.file_len());
         let mut file = self.new_file(RAM_PACKED)?;
         let chunks = packed::pack(copy, &written.data, chunk, level, &mut file, hash_file, progress)
             .map_err(|e| self.failed("write", RAM_PACKED, e).or_full(written.stats.written))?;
-        self.sync(&file, RAM_PACKED)?;
         let meta = file.metadata().map_err(|e| self.failed("look at", RAM_PACKED, e))?;
         self.remove(RAM)?;
-        Ok(RamFile { packed_bytes: Some(meta.len()), ..ram_file(copy.file_len(), chunk, &chunks) })
+        let ram = RamFile { packed_bytes: Some(meta.len()), ..ram_file(copy.file_len(), chunk, &chunks) };
+        Ok((ram, file))
     }
 
     fn sum(&self, name: &str) -> Result<FileSum, ImageError> {

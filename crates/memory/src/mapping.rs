@@ -151,6 +151,18 @@ impl Mapping {
         unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) }
     }
 
+    /// Takes a mapping of files that are mapped shared out of the page tables: nothing is lost. By pieces, as the process
+    /// can map nothing else meanwhile, which starting a thread needs.
+    pub(crate) fn unmap_pages(&self) -> io::Result<()> {
+        const PIECE: usize = 8 << 20;
+        for start in (0..self.len()).step_by(PIECE) {
+            let len = PIECE.min(self.len() - start);
+            // SAFETY: no reference into the mapping exists, and what is read next comes from the files again.
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len)? };
+        }
+        Ok(())
+    }
+
     /// Address of the first byte.
     #[cfg(test)]
     pub(crate) fn address(&self) -> usize {

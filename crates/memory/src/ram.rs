@@ -222,6 +222,14 @@ impl Ram {
         if self.mirror.is_some() { Ok(()) } else { self.mapping.prefault(0, self.mapping.len()) }
     }
 
+    /// Takes a VM's own memory out of this process's page tables, when little of it will be read any more: what
+    /// would take time when the process ends can be done beside other work. Nothing depends on it.
+    pub fn unmap_pages(&self) {
+        if self.mirror.is_none() && !self.writable {
+            let _ = self.mapping.unmap_pages();
+        }
+    }
+
     /// Every frame that may hold data, by the order of the RAM file.
     ///
     /// Whoever looks at all of them would have a copy of a whole process's memory in the end, so what was read is

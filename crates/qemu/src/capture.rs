@@ -1,7 +1,7 @@
 //! Takes the state of a VM through QEMU's migration stream: of its devices, or of all of it.
 //!
 //! ```text
-//! remember the settings ─> set them for one form of the stream
+//! remember the settings ─> set them for one form of the stream          before the stop, by `prepare`
 //!   device_state   devices only, while the VM stands still
 //!   stream         memory and devices, while the VM stands still
 //!   snapshot       memory and devices as they are now, while the VM runs on
@@ -61,7 +61,7 @@ impl Vm {
     }
 
     /// The same, but the VM runs on as soon as QEMU guards the memory's content of this moment. The VM must
-    /// have been stopped since [`Vm::prepare_snapshot`], and nothing else may continue it. Returns when it ran on, too.
+    /// have been stopped since [`Vm::prepare`], if that was called, and nothing else may continue it. Returns when it ran on, too.
     /// Whatever goes wrong, the snapshot is read to its end, by `guardian` if this process dies.
     pub fn snapshot(
         &mut self,
@@ -70,27 +70,30 @@ impl Vm {
     ) -> Result<(DeviceState, Instant)> {
         can_migrate(self.status()?)?;
         let blocks = self.ram().blocks.clone();
-        let begun = match self.begun.take() {
-            Some(begun) => begun,
-            None => Begun::start(&mut self.qmp, Some(guardian))?,
-        };
-        receive(
-            &mut self.qmp,
-            begun,
-            false,
-            |input| {
-                let progress = input.progress;
-                DeviceState::read_whole(input, &blocks, &mut Watched { sink, progress })
-            },
-            |qmp, progress| {
-                wait_for_memory(qmp, progress)?;
-                let kept = check_moment_kept(qmp);
-                run_on(qmp)?;
-                let since = Instant::now();
-                wait_patiently(qmp)?;
-                kept.map(|()| since)
-            },
-        )
+        let begun = self.begun.take();
+        self.with_settings(Form::Snapshot, |qmp| {
+            let begun = match begun {
+                Some(begun) => begun,
+                None => Begun::start(qmp, Some(guardian))?,
+            };
+            receive(
+                qmp,
+                begun,
+                false,
+                |input| {
+                    let progress = input.progress;
+                    DeviceState::read_whole(input, &blocks, &mut Watched { sink, progress })
+                },
+                |qmp, progress| {
+                    wait_for_memory(qmp, progress)?;
+                    let kept = check_moment_kept(qmp);
+                    run_on(qmp)?;
+                    let since = Instant::now();
+                    wait_patiently(qmp)?;
+                    kept.map(|()| since)
+                },
+            )
+        })
     }
 
     /// The same of a VM that runs, and that stands still only while QEMU sends what has changed since it was sent:
@@ -128,17 +131,23 @@ impl Vm {
         Ok((state, since, done))
     }
 
-    /// Does for [`Vm::snapshot`] what can be done while the VM still runs. An error where none can be taken. Whatever
-    /// comes, call [`Vm::abandon_snapshot`] if it is not taken, and put the settings back by [`Vm::put_back`].
-    pub fn prepare_snapshot(&mut self, guardian: &Guardian) -> Result<()> {
+    /// Does ahead of a capture what can be done while the VM still runs: makes QEMU's settings those for it, which is an
+    /// error where it cannot be, and more for a snapshot. Whatever comes, call [`Vm::abandon_snapshot`] if it is not
+    /// taken, and put the settings back by [`Vm::put_back`].
+    pub fn prepare(&mut self, form: Form, guardian: &Guardian) -> Result<()> {
         let before = MigrationSettings::read(&mut self.qmp)?;
-        set(&mut self.qmp, Form::Snapshot, &before).and_then(|()| self.begin_early(guardian)).inspect_err(
-            |_| {
-                if let Err(e) = before.put_back(&mut self.qmp) {
-                    tracing::warn!("cannot put QEMU's migration settings back: {e}");
-                }
-            },
-        )
+        let mut prepared = set(&mut self.qmp, form, &before);
+        if prepared.is_ok() {
+            self.prepared = Some(form);
+            if form == Form::Snapshot {
+                prepared = self.begin_early(guardian);
+            }
+        }
+        prepared.inspect_err(|_| {
+            if let Err(e) = self.put_back(&before) {
+                tracing::warn!("cannot put QEMU's migration settings back: {e}");
+            }
+        })
     }
 
     /// Begins the snapshot, if QEMU does not take its global lock before it needs the VM to stand still, and waits
@@ -164,6 +173,7 @@ impl Vm {
 
     /// Makes QEMU's settings these again.
     pub fn put_back(&mut self, settings: &MigrationSettings) -> Result<()> {
+        self.prepared = None;
         settings.put_back(&mut self.qmp)
     }
 
@@ -184,6 +194,9 @@ impl Vm {
 
     fn with_settings<T>(&mut self, form: Form, work: impl FnOnce(&mut Qmp) -> Result<T>) -> Result<T> {
         let qmp = &mut self.qmp;
+        if self.prepared == Some(form) {
+            return work(qmp);
+        }
         let before = MigrationSettings::read(qmp)?;
         let result = set(qmp, form, &before).and_then(|()| work(qmp));
         let put_back = before.put_back(qmp);

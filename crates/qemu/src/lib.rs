@@ -42,6 +42,6 @@ pub use qmp::{Event, Qmp, Version};
 pub use registers::{Registers, check_moment};
 pub use restore::{RestoreRequest, Restored, restore};
 pub use restored_ram::RestoredRam;
-pub use settings::MigrationSettings;
+pub use settings::{Form, MigrationSettings};
 pub use stream::{Blanked, Cleared, DeviceState, PageSink, SinkClosed, Vcpu};
 pub use vm::{RunState, Vm};

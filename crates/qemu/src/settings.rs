@@ -34,7 +34,7 @@ const DISTURBING: [&str; 19] = [
 
 /// What a capture wants of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub enum Form {
     /// Devices only: the RAM is read from its file.
     Devices,
     /// Devices and RAM of a VM that stands still.

@@ -8,6 +8,7 @@ use crate::layout::{VmRam, vm_ram};
 use crate::migration::Begun;
 use crate::process::QemuProcess;
 use crate::qmp::Qmp;
+use crate::settings::Form;
 use elision_memory::{Ram, RamLayout};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -30,6 +31,8 @@ pub struct Vm {
     ram: VmRam,
     access: RamAccess,
     kvm: bool,
+    /// What QEMU's settings are made for.
+    pub(crate) prepared: Option<Form>,
     /// A snapshot that is not yet taken.
     pub(crate) begun: Option<Begun>,
 }
@@ -43,7 +46,7 @@ impl Vm {
         let access = RamAccess::find(&process, &mut qmp, &ram)?;
         let kvm = qmp.execute("query-kvm", json!({}))?["enabled"].as_bool().unwrap_or(false);
         tracing::debug!(pid = process.pid, blocks = ram.blocks.len(), bytes = ram.file_len, kvm, "attached");
-        Ok(Self { qmp, process, ram, access, kvm, begun: None })
+        Ok(Self { qmp, process, ram, access, kvm, prepared: None, begun: None })
     }
 
     /// The QMP connection.

@@ -116,7 +116,10 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     writer.write_exclusions(&outcome.plan)?;
     let manifest = manifest(&mut vm, &task, outcome.plan.summary, outcome.vcpus.len(), pause)?;
     let bar = out.progress("writing the image", vm.ram().file_len);
-    let manifest = writer.finish(manifest, &|bytes| bar.inc(bytes));
+    let manifest = thread::scope(|scope| {
+        scope.spawn(|| ram.unmap_pages());
+        writer.finish(manifest, &|bytes| bar.inc(bytes))
+    });
     bar.finish_and_clear();
     let manifest = manifest?;
     if let Err(error) = guardian.dismiss() {

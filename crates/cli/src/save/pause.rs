@@ -9,7 +9,7 @@ use elision_image::{ImageWriter, RamStats, Way};
 use elision_kernel::Kernel;
 use elision_plan::{Outcome, Plan, PlanError, Selection, VcpuState, plan, plan_late};
 use elision_policy::Policy;
-use elision_qemu::{DeviceState, Guardian, Registers, Vm};
+use elision_qemu::{DeviceState, Form, Guardian, Registers, Vm};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -76,6 +76,16 @@ pub(super) enum How {
 }
 
 impl How {
+    /// What QEMU can be prepared for. A precopy changes settings as it goes on.
+    fn form(&self) -> Option<Form> {
+        match self {
+            Self::Shared => Some(Form::Devices),
+            Self::Stream => Some(Form::Whole),
+            Self::Snapshot => Some(Form::Snapshot),
+            Self::Precopy(_) => None,
+        }
+    }
+
     /// Whether the image can build on another one.
     pub(super) fn can_build_on(&self) -> bool {
         matches!(self, Self::Shared | Self::Precopy(_))
@@ -102,12 +112,11 @@ pub(super) fn capture(
     let runs = duty.resume;
     let program = std::env::current_exe().map_err(|e| Failure::io("find", Path::new("elision"), &e))?;
     let guardian = Guardian::spawn(&program, &["guard"], &duty)?;
-    if !matches!(task.how, How::Snapshot) {
-        return look(vm, task, writer, guardian, runs, agent);
-    }
-    if let Err(error) = vm.prepare_snapshot(&guardian) {
-        guardian.dismiss()?;
-        return Err(error.into());
+    if let Some(form) = task.how.form() {
+        if let Err(error) = vm.prepare(form, &guardian) {
+            guardian.dismiss()?;
+            return Err(error.into());
+        }
     }
     let captured = look(vm, task, writer, guardian, runs, agent);
     let put_back = vm.put_back(&duty.settings);

@@ -95,11 +95,11 @@ impl BuiltOn {
     }
 
     /// What the manifest says of it.
-    pub(super) fn named(&self, image: &RamImage) -> Result<Base, ImageError> {
-        let Written { data, inherited, .. } = &image.written;
+    pub(super) fn named(&self, written: &Written, len: u64) -> Result<Base, ImageError> {
+        let Written { data, inherited, .. } = written;
         let bytes = |runs: &Runs| runs.iter().map(|run| run.end.0 - run.start.0).sum();
         let held = joined([&data[..], inherited].concat());
-        let gone = common(&self.image.populated()?, &rest(&held, image.copy.file_len()));
+        let gone = common(&self.image.populated()?, &rest(&held, len));
         let (path, id) = (self.path.clone(), self.image.manifest().id.clone());
         Ok(Base { path, id, inherited_bytes: bytes(inherited), withdrawn_bytes: bytes(&gone) })
     }

@@ -12,45 +12,68 @@
 
 use crate::error::{QemuError, Result};
 use serde::Deserialize;
+use std::borrow::Cow;
 
 /// Longest description accepted.
 pub(crate) const DESCRIPTION_LIMIT: usize = 16 << 20;
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct Description {
-    pub(crate) devices: Vec<Device>,
+pub(crate) struct Description<'a> {
+    #[serde(borrow)]
+    pub(crate) devices: Vec<Device<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct Device {
-    pub(crate) name: String,
+#[serde(from = "FlatDevice")]
+pub(crate) struct Device<'a> {
+    pub(crate) name: Cow<'a, str>,
     pub(crate) instance_id: u32,
-    #[serde(flatten)]
-    pub(crate) node: Node,
+    #[serde(borrow)]
+    pub(crate) node: Node<'a>,
+}
+
+/// As it is written. (`serde(flatten)` would make a copy of everything first, in the pause of a save.)
+#[derive(Deserialize)]
+struct FlatDevice<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    instance_id: u32,
+    #[serde(borrow, default)]
+    fields: Vec<FieldForm<'a>>,
+    #[serde(borrow, default)]
+    subsections: Vec<Node<'a>>,
+}
+
+impl<'a> From<FlatDevice<'a>> for Device<'a> {
+    fn from(flat: FlatDevice<'a>) -> Self {
+        let FlatDevice { name, instance_id, fields, subsections } = flat;
+        Self { name, instance_id, node: Node { vmsd_name: Cow::default(), fields, subsections } }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Node {
-    #[serde(default)]
-    pub(crate) vmsd_name: String,
-    #[serde(default)]
-    pub(crate) fields: Vec<FieldForm>,
-    #[serde(default)]
-    pub(crate) subsections: Vec<Node>,
+pub(crate) struct Node<'a> {
+    #[serde(borrow, default)]
+    pub(crate) vmsd_name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(crate) fields: Vec<FieldForm<'a>>,
+    #[serde(borrow, default)]
+    pub(crate) subsections: Vec<Node<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct FieldForm {
-    pub(crate) name: String,
+pub(crate) struct FieldForm<'a> {
+    #[serde(borrow)]
+    pub(crate) name: Cow<'a, str>,
     pub(crate) size: u64,
     pub(crate) array_len: Option<u64>,
     pub(crate) index: Option<u64>,
-    #[serde(rename = "struct")]
-    pub(crate) inner: Option<Node>,
+    #[serde(borrow, rename = "struct")]
+    pub(crate) inner: Option<Node<'a>>,
 }
 
-impl Description {
-    pub(crate) fn parse(json: &[u8], at: u64) -> Result<Self> {
+impl<'a> Description<'a> {
+    pub(crate) fn parse(json: &'a [u8], at: u64) -> Result<Self> {
         serde_json::from_slice(json)
             .map_err(|e| QemuError::Stream { at, why: format!("its description is no JSON of QEMU: {e}") })
     }

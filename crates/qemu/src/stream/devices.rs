@@ -49,8 +49,8 @@ impl Devices {
     /// Splits the bytes that begin with a device section's type. `base` is their place in the stream.
     pub(crate) fn parse(bytes: Vec<u8>, base: u64) -> Result<Self> {
         let (end, description) = find_description(&bytes, base)?;
-        let forms: HashMap<(&str, u32), &Node> =
-            description.devices.iter().map(|d| ((d.name.as_str(), d.instance_id), &d.node)).collect();
+        let forms: HashMap<(&str, u32), &Node<'_>> =
+            description.devices.iter().map(|d| ((&*d.name, d.instance_id), &d.node)).collect();
         let data = bytes.get(..end).unwrap_or_default();
         let mut walk = Walk { data, input: BigEndian::new(data), fields: vec![], count: 0 };
         let sections = walk.sections(&forms).map_err(|e| moved(e, base))?;
@@ -62,7 +62,7 @@ impl Devices {
 }
 
 /// Finds the description, which ends exactly where the stream ends. Returns where it begins.
-fn find_description(bytes: &[u8], base: u64) -> Result<(usize, Description)> {
+fn find_description(bytes: &[u8], base: u64) -> Result<(usize, Description<'_>)> {
     const HEAD: usize = 6; // EOF, the part's type, u32 length
     let earliest = bytes.len().saturating_sub(DESCRIPTION_LIMIT + HEAD);
     let mut at = bytes.len().saturating_sub(HEAD);
@@ -89,7 +89,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn sections(&mut self, forms: &HashMap<(&str, u32), &Node>) -> Result<Vec<Section>> {
+    fn sections(&mut self, forms: &HashMap<(&str, u32), &Node<'_>>) -> Result<Vec<Section>> {
         let mut sections = vec![];
         loop {
             match self.input.u8()? {
@@ -110,7 +110,7 @@ impl Walk<'_> {
         }
     }
 
-    fn section(&mut self, forms: &HashMap<(&str, u32), &Node>) -> Result<Section> {
+    fn section(&mut self, forms: &HashMap<(&str, u32), &Node<'_>>) -> Result<Section> {
         let id = self.input.u32()?;
         let name = self.input.name()?;
         let (instance, _version) = (self.input.u32()?, self.input.u32()?);
@@ -122,7 +122,7 @@ impl Walk<'_> {
         Ok(Section { name, instance, fields: std::mem::take(&mut self.fields) })
     }
 
-    fn node(&mut self, node: &Node, path: &str) -> Result<()> {
+    fn node(&mut self, node: &Node<'_>, path: &str) -> Result<()> {
         for form in &node.fields {
             for i in 0..form.array_len.unwrap_or(1) {
                 self.count += 1;
@@ -142,7 +142,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn field(&mut self, form: &FieldForm, element: u64, path: &str) -> Result<()> {
+    fn field(&mut self, form: &FieldForm<'_>, element: u64, path: &str) -> Result<()> {
         let mut path = join(path, &form.name);
         if let Some(index) = form.array_len.map(|_| element).or(form.index) {
             path.push_str(&format!("[{index}]"));
