@@ -35,6 +35,7 @@ use pause::{Captured, How, Task};
 use report::Saved;
 use std::num::NonZero;
 use std::thread;
+use std::time::Instant;
 
 /// Said of a VM that is paused. Whether somebody wants it so cannot be known.
 const PAUSED: &str = "The VM is paused. It stays so; QEMU calls its state `postmigrate` afterwards";
@@ -62,6 +63,8 @@ const STANDS_STILL: &str =
     "--live changes nothing for a VM that stands still: its memory is copied as without";
 
 pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
+    let begin = Instant::now();
+    let done = |what| tracing::debug!(since_begin = ?begin.elapsed(), "{what}");
     let policy = args.selection.policy()?;
     let left_over = partial_path(&args.image)?.exists();
     let mut writer = ImageWriter::create(&args.image)?;
@@ -70,6 +73,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     }
     if let Some(base) = &args.base {
         writer.build_on(base)?;
+        done("base opened");
     }
     let Session { mut vm, ram } = Session::attach(&args.qmp)?;
     let runs = vm.status()?.running;
@@ -80,6 +84,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         out.note(STANDS_STILL);
     }
     let kernel = open_kernel(&mut vm, &ram)?;
+    done("kernel found");
     // A selection that is wrong is wrong before the VM is stopped for it; that the guest changes while it
     // is read does not matter yet.
     Selection::of(&kernel, &policy).map(drop).or_else(|e| if e.is_transient() { Ok(()) } else { Err(e) })?;
@@ -104,9 +109,11 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
     if args.base.is_some() && !how.can_build_on() {
         return Err(Failure::new(Exit::Failed, NO_BASE).with_help(NO_BASE_HELP));
     }
+    done("prepared");
     let task = Task { kernel: &kernel, policy: &policy, how, threads: threads(args) };
     let captured = pause::capture(&mut vm, &task, &mut writer, &mut agent);
     bar.finish_and_clear();
+    done("captured");
     let Captured { guardian, selection, outcome, mut state, ram: stats, pause, looks } = captured?;
 
     let devices = devices::redact(&mut state, &policy, &selection, &outcome.vcpus)?;
@@ -121,6 +128,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         writer.finish(manifest, &|bytes| bar.inc(bytes))
     });
     bar.finish_and_clear();
+    done("image finished");
     let manifest = manifest?;
     if let Err(error) = guardian.dismiss() {
         tracing::warn!(%error, "The image is whole, but its guardian could not be dismissed");
