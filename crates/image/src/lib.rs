@@ -17,7 +17,6 @@
 //!
 //! Limits: `manifest.json` 16 MiB, `state.bin` 1 GiB, `exclusions.bin` as in its module.
 
-mod ahead;
 mod checksum;
 mod chunk_hasher;
 mod drain;

@@ -12,7 +12,6 @@
 //! processor's cache between reading and writing, so guest memory is read once. RAM file bytes that the layout gives
 //! no place are left out.
 
-use crate::ahead::Ahead;
 use crate::checksum;
 use crate::chunk_hasher::ChunkHasher;
 use crate::page_hashes::{HashFile, PageHashes};
@@ -22,7 +21,7 @@ use crate::target::{Target, pages};
 use crate::tasks::{Task, tasks};
 use crate::{ImageError, PAGE_HASHES, RAM};
 use blake3::Hash;
-use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram, joined};
+use elision_memory::{FileOffset, Gfn, PAGE_SIZE, Ram};
 use elision_plan::{Edit, Plan};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -135,8 +134,6 @@ pub(crate) struct AtOnce {
     pub(crate) chunks: Vec<Range<FileOffset>>,
     /// Checksums of those of them in which nothing is going to change, by the number of the chunk, ascending.
     pub(crate) hashes: Vec<(u64, Hash)>,
-    /// What is in memory as well, ascending.
-    pub(crate) ahead: Runs,
 }
 
 /// What is to be copied, and where to.
@@ -177,7 +174,6 @@ struct Done {
     data: Runs,
     inherited: Runs,
     at_once: Vec<(Range<u64>, Option<Hash>)>,
-    ahead: Runs,
 }
 
 /// Copies RAM by its plan, but for the late frames: into memory as much as there is `room` for, the rest into
@@ -201,8 +197,6 @@ pub(crate) fn copy(job: Job<'_>, room: &mut Room, threads: usize) -> Result<(Wri
         let is_for_file = work.as_slice().last().is_some_and(|work| work.place != Place::Memory);
         if is_for_file { work.next_back() } else { None }
     };
-    let ahead = Ahead::default();
-    let ahead_writers = if job.base.is_some() { WRITERS } else { 0 };
     let worker = |writes: bool| -> Result<Done, ImageError> {
         let mut buf = pages(if writes { WRITE } else { BUFFER });
         let (buf, mut done) = (buf.as_mut_bytes(), Done::default());
@@ -210,7 +204,7 @@ pub(crate) fn copy(job: Job<'_>, room: &mut Room, threads: usize) -> Result<(Wri
             let copied = if writes || work.place == Place::File {
                 job.at_once(&work, buf, &mut done)
             } else {
-                job.into_memory(work, &ahead, buf, &mut done)
+                job.into_memory(work, buf, &mut done)
             };
             if let Err(error) = copied {
                 while first().is_some() {} // the other threads are to end too
@@ -219,23 +213,15 @@ pub(crate) fn copy(job: Job<'_>, room: &mut Room, threads: usize) -> Result<(Wri
         }
         Ok(done)
     };
-    let Done { mut data, mut inherited, mut at_once, ahead } = thread::scope(|scope| {
-        let (worker, ahead) = (&worker, &ahead);
-        let ending = ahead.ending();
+    let Done { mut data, mut inherited, mut at_once } = thread::scope(|scope| {
+        let worker = &worker;
         let others = (1..threads.clamp(1, MAX_THREADS)).map(|_| scope.spawn(move || worker(false)));
         let writers = (0..writers).map(|_| scope.spawn(move || worker(true)));
         let others: Vec<_> = others.chain(writers).collect();
-        let ahead: Vec<_> = (0..ahead_writers).map(|_| scope.spawn(|| ahead.write(job.target))).collect();
         let mut all = worker(false);
         for thread in others {
             let more = thread.join().unwrap_or(Err(ImageError::Unfinished(RAM)));
             all = all.and_then(|mut all| more.map(|more| all.extend(more)).map(|()| all));
-        }
-        drop(ending);
-        for thread in ahead {
-            let more = thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread that wrote is gone")));
-            let more = more.map_err(|e| job.failed(RAM, e).or_full(needed));
-            all = all.and_then(|mut all| more.map(|more| all.ahead.extend(more)).map(|()| all));
         }
         all
     })?;
@@ -250,7 +236,6 @@ pub(crate) fn copy(job: Job<'_>, room: &mut Room, threads: usize) -> Result<(Wri
     let at_once = AtOnce {
         chunks: at_once.iter().map(|(range, _)| FileOffset(range.start)..FileOffset(range.end)).collect(),
         hashes: at_once.into_iter().filter_map(|(range, hash)| Some((range.start / chunk, hash?))).collect(),
-        ahead: joined(ahead),
     };
     Ok((Written { stats, data, inherited, late }, at_once))
 }
@@ -260,7 +245,6 @@ impl Done {
         self.data.extend(more.data);
         self.inherited.extend(more.inherited);
         self.at_once.extend(more.at_once);
-        self.ahead.extend(more.ahead);
     }
 }
 
@@ -307,14 +291,7 @@ pub(crate) fn fits(tasks: &[Task], room: u64, chunk: u64) -> FileOffset {
 }
 
 impl Job<'_> {
-    /// What is a link's own is then written `ahead`.
-    fn into_memory<'m>(
-        self,
-        work: Work<'m>,
-        ahead: &Ahead<'m>,
-        buf: &mut [u8],
-        done: &mut Done,
-    ) -> Result<(), ImageError> {
+    fn into_memory(self, work: Work<'_>, buf: &mut [u8], done: &mut Done) -> Result<(), ImageError> {
         let Work { tasks, range, memory, .. } = work;
         let mut put = |offset: FileOffset, bytes: &[u8]| {
             let at = usize::try_from(offset.0 - range.start).unwrap_or(usize::MAX);
@@ -325,10 +302,6 @@ impl Job<'_> {
         };
         let mut part = Done::default();
         tasks.iter().try_for_each(|task| self.one(task, buf, &mut part, &mut put))?;
-        if self.base.is_some() {
-            let memory = &*memory;
-            part.data.iter().for_each(|run| ahead.add(run, memory, range.start));
-        }
         done.extend(part);
         Ok(())
     }

@@ -192,8 +192,7 @@ impl ImageWriter {
         let (file, layout, written) = stream.finish()?;
         let stats = written.stats;
         let copy = Ram::private(&self.open(RAM)?, layout)?;
-        let chunks = vec![FileOffset(0)..FileOffset(copy.file_len())];
-        let at_once = AtOnce { chunks, ..AtOnce::default() };
+        let at_once = AtOnce { chunks: vec![FileOffset(0)..FileOffset(copy.file_len())], hashes: Vec::new() };
         let hash_file = self.new_hash_file(copy.file_len(), None)?;
         self.ram = Some(RamImage::new((file, hash_file), written, copy, at_once));
         Ok(stats)

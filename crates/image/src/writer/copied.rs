@@ -49,7 +49,7 @@ impl RamImage {
         copy: Ram,
         at_once: AtOnce,
     ) -> Self {
-        let AtOnce { chunks, hashes, ahead } = at_once;
+        let AtOnce { chunks, hashes } = at_once;
         let is_in_file = |run: &Range<FileOffset>| {
             chunks
                 .get(chunks.partition_point(|chunk| chunk.end <= run.start))
@@ -57,7 +57,6 @@ impl RamImage {
         };
         let missing: Runs = written.data.iter().filter(|run| !is_in_file(run)).cloned().collect();
         let unsure = if written.inherited.is_empty() { missing.clone() } else { Vec::new() };
-        let missing = without(&missing, &ahead);
         Self { file, hash_file, written, copy, missing, unsure, hashes, is_complete: false }
     }
 
