@@ -307,14 +307,18 @@ impl ImageWriter {
         };
         let RamImage { file, hash_file, written, copy, .. } = image;
         let file = packed.unwrap_or(file);
-        let files =
-            [(&file, name), (hash_file.file(), PAGE_HASHES), (&state, STATE), (&exclusions, EXCLUSIONS)];
+        let inherited = self.base.as_ref().map(|_| self.write_inherited(&written.inherited, copy.file_len()));
+        let inherited = inherited.transpose()?;
+        let mut files =
+            vec![(&file, name), (hash_file.file(), PAGE_HASHES), (&state, STATE), (&exclusions, EXCLUSIONS)];
+        files.extend(inherited.as_ref().map(|file| (file, INHERITED)));
         // The disk is waited for once, and what is left to find out is found out meanwhile.
         let (base, sums) = thread::scope(|scope| {
             let this = &self;
-            let synced = files.map(|(file, name)| scope.spawn(move || this.sync(file, name)));
+            let synced: Vec<_> =
+                files.into_iter().map(|(file, name)| scope.spawn(move || this.sync(file, name))).collect();
             let found = this.found(&written, copy);
-            for (sync, (_, name)) in synced.into_iter().zip(files) {
+            for sync in synced {
                 sync.join().unwrap_or(Err(ImageError::Unfinished(name)))?;
             }
             found
@@ -345,25 +349,21 @@ impl ImageWriter {
 
     /// What the manifest says of the base, and of the files but RAM. Ends the copy.
     fn found(&self, written: &Written, copy: Ram) -> Result<(Option<Base>, Files), ImageError> {
-        let (mut base, mut inherited) = (None, None);
-        if let Some(built_on) = &self.base {
-            inherited = Some(self.write_inherited(&written.inherited, copy.file_len())?);
-            base = Some(built_on.named(written, copy.file_len())?);
-        }
+        let base = self.base.as_ref().map(|base| base.named(written, copy.file_len())).transpose()?;
         drop(copy); // memory, which takes time to give back
+        let inherited = self.base.as_ref().map(|_| self.sum(INHERITED)).transpose()?;
         let (state, exclusions) = (self.sum(STATE)?, self.sum(EXCLUSIONS)?);
         let page_hashes = Some(self.sum(PAGE_HASHES)?);
         Ok((base, Files { ram: RamFile::default(), state, exclusions, inherited, page_hashes }))
     }
 
     /// Writes what a link does not hold itself.
-    fn write_inherited(&self, inherited: &Runs, len: u64) -> Result<FileSum, ImageError> {
+    fn write_inherited(&self, inherited: &Runs, len: u64) -> Result<File, ImageError> {
         let failed = |e| self.failed("write", INHERITED, e);
         let map = link::encode(inherited, len).map_err(failed)?;
         let mut file = self.new_file(INHERITED)?;
         file.write_all(&map).map_err(failed)?;
-        self.sync(&file, INHERITED)?;
-        self.sum(INHERITED)
+        Ok(file)
     }
 
     /// Writes what is still in memory.
