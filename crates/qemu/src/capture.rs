@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 /// The first version of QEMU that holds its global lock from the beginning of a snapshot until the VM is to stop
 /// ("migration: hold the BQL during setup").
 const LOCKS_EARLY: (u64, u64) = (8, 2);
-/// A preparation that takes longer than this goes on in the pause.
+/// A preparation that takes longer than this, or whose end cannot be seen, goes on in the pause.
 const LONGEST_PREPARATION: Duration = Duration::from_secs(10);
 
 impl Vm {
@@ -159,7 +159,7 @@ impl Vm {
         }
         self.begun = Some(Begun::start_blocked(&mut self.qmp, guardian)?);
         let begin = Instant::now();
-        while !self.process().waits_for_pipe() && begin.elapsed() < LONGEST_PREPARATION {
+        while self.process().waits_for_pipe() == Some(false) && begin.elapsed() < LONGEST_PREPARATION {
             std::thread::sleep(LOOK);
         }
         tracing::debug!(took = ?begin.elapsed(), "QEMU is ready for the snapshot");

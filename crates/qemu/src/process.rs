@@ -35,13 +35,14 @@ impl QemuProcess {
         Ok(Self { pid, exe, command: command_line(pid)?, folder })
     }
 
-    /// Whether one of its threads waits until it can write into a pipe. Not known (`false`) where the host's kernel
-    /// does not tell what threads wait for.
-    pub(crate) fn waits_for_pipe(&self) -> bool {
-        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
-        // `pipe_write`, since Linux 6.15 `anon_pipe_write` (`fs/pipe.c`).
-        let waits = |place: String| place.ends_with("pipe_write");
-        threads.flatten().any(|thread| std::fs::read_to_string(thread.path().join("wchan")).is_ok_and(waits))
+    /// Whether one of its threads waits until it can write into a pipe. `None` where the host's kernel does not tell
+    /// what threads wait for.
+    pub(crate) fn waits_for_pipe(&self) -> Option<bool> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
+        let places = threads.flatten().map(|thread| std::fs::read_to_string(thread.path().join("wchan")));
+        // One that waits for nothing has "0". `pipe_write`, with Linux 6.18 `anon_pipe_write` (`fs/pipe.c`).
+        let places = places.flatten().filter(|place| place != "0");
+        places.map(|place| place.ends_with("pipe_write")).reduce(|a, b| a | b)
     }
 }
 
