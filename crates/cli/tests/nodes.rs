@@ -79,10 +79,11 @@ fn beside(options: &GuestOptions, image: &Path) -> Guest {
     let options = options.clone().ram(RamMode::Nodes([PRIVATE, PRIVATE]));
     let folder = GuestOptions::new_folder().expect("a folder");
     let mut command = elision();
-    command.arg("restore").arg(image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket());
+    command.arg("restore").arg(image).arg("--qmp").arg(Endpoints::new(&folder).qmp_socket()).arg("--json");
     let output = command.arg("--").args(options.command_in(&folder).expect("a command")).output();
     let output = output.expect("elision starts");
     assert!(output.status.success(), "{command:?} failed: {}", words(&output));
+    assert!(words(&output).contains("\"served\""), "{}", words(&output));
     options.attach(&folder).expect("the restored guest answers")
 }
 
@@ -93,20 +94,21 @@ fn saved_and_restored(options: &GuestOptions, ways: Ways, what: &str) {
     let mut guest = options.boot().unwrap_or_else(|e| panic!("{what}: {e}"));
     play(&mut guest);
     let images = Images::new();
+    let (_, first) = ways[0];
     for &(live, way) in ways {
         let what = format!("{what}, {way}");
         let plain = images.path(&format!("plain-{way}"));
         assert_eq!(json(&mut save_as(live, &guest, &plain, &[]))["way"], way, "{what}");
         check(&by_node(&plain), true, &what);
         let image = images.path(way);
-        json(&mut save_as(live, &guest, &image, &["uid=1234"]));
+        let mut command = save_as(live, &guest, &image, &["uid=1234"]);
+        json(command.args((way == first).then_some("--compress")));
         check(&by_node(&image), false, &what);
         assert_eq!(copies(&image, &LABELS)[..2], [0, 0], "{what}: in the device state");
         json(elision().arg("verify").arg(&image));
         std::fs::remove_dir_all(&plain).expect("an image");
     }
-    // By a command of the user's own, beside the source, and by the recorded one.
-    let (_, first) = ways[0];
+    // By a command of the user's own, beside the source, and by the recorded one. The first image's memory is served.
     lives(beside(options, &images.path(first)), &images, what);
     std::fs::remove_dir_all(images.path("again")).expect("an image");
     let (_, last) = ways[ways.len() - 1];

@@ -2,12 +2,14 @@
 
 mod support;
 
-use elision_testbed::{GuestOptions, Spawn, pages};
+use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, pages};
 use serde_json::Value;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::{Images, copies, elision, json, refuses, restore_in, restore_with, save, sh};
+use support::{Images, copies, elision, json, refuses, restore_in, restore_with, save, sh, words};
 
 /// The process that serves the memory of an image, if there is one.
 fn server_of(image: &Path) -> Option<u64> {
@@ -118,6 +120,74 @@ fn a_vm_whose_server_is_killed_ends_and_does_not_run_with_wrong_memory() {
     let is_gone = || !Path::new(&format!("/proc/{pid}/fd")).exists() || state(pid) == 'Z';
     assert!(read.is_err(), "{read:?}");
     within(Duration::from_secs(10), "the VM ends", is_gone);
+}
+
+/// What the documentation says of a page that is damaged.
+#[test]
+fn a_vm_that_needs_a_damaged_page_ends_and_does_not_run_with_wrong_memory() {
+    let options = GuestOptions::new("6.1");
+    let guest = options.boot().expect("the guest boots");
+    let images = Images::new();
+    let image = images.path("image");
+    json(save(&guest, &image, &[]).arg("--compress"));
+    drop(guest);
+    for is_damaged in [false, true] {
+        if is_damaged {
+            let file = File::options().read(true).write(true).open(image.join("ram.zst")).expect("a file");
+            let middle = file.metadata().expect("its length").len() / 2;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, middle).expect("a byte");
+            file.write_all_at(&[byte[0] ^ 1], middle).expect("a byte");
+        }
+        let folder = GuestOptions::new_folder().expect("a folder");
+        let told = restore_in(&folder, &options, &image, &["--paused"]);
+        assert_eq!(told["memory"]["way"], "served", "{told}");
+        let dump = images.path("dump");
+        let all = serde_json::json!({"val": 0, "size": 512 << 20, "filename": dump});
+        let read: Result<Value, _> = Endpoints::new(&folder).qmp("pmemsave", &all);
+        assert_eq!(read.is_err(), is_damaged, "{read:?}");
+        let pid = told["pid"].as_u64().expect("a process id");
+        let is_gone = || !Path::new(&format!("/proc/{pid}/fd")).exists() || state(pid) == 'Z';
+        if !is_damaged {
+            assert!(!is_gone(), "control");
+            let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            assert!(killed.expect("kill").success());
+        }
+        within(Duration::from_secs(10), "the VM ends", is_gone);
+        within(Duration::from_secs(10), "the server ends", || server_of(&image).is_none());
+        std::fs::remove_dir_all(folder).expect("the folder goes");
+    }
+    let told = words(&elision().arg("verify").arg(&image).output().expect("elision starts"));
+    assert!(told.starts_with("Some(1)") && told.contains("ram.zst"), "{told}");
+}
+
+#[test]
+fn without_fuse_all_is_loaded_first_and_it_is_said() {
+    let options = GuestOptions::new("6.1");
+    let mut guest = options.boot().expect("the guest boots");
+    guest.control().spawn(&Spawn::new("bystander", "heap", "sleep=20ms")).expect("a bystander");
+    let images = Images::new();
+    let image = images.path("image");
+    json(save(&guest, &image, &[]).arg("--compress"));
+    drop(guest);
+    let folder = GuestOptions::new_folder().expect("a folder");
+    let options = options.ram(RamMode::Plain);
+    // In a name space of its own the device is another one.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind /dev/null /dev/fuse && exec \"$@\"", "sh"]);
+    command.arg(elision().get_program()).arg("restore").arg(&image).arg("--qmp");
+    command.arg(Endpoints::new(&folder).qmp_socket()).arg("--json").arg("--");
+    let output =
+        command.args(options.command_in(&folder).expect("a command")).output().expect("unshare starts");
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", words(&output)));
+    assert_eq!(told["memory"]["way"], "loaded", "{told}");
+    let problem = told["memory"]["problem"].as_str().unwrap_or_default();
+    assert!(problem.contains("FUSE"), "{told}");
+    assert!(server_of(&image).is_none());
+    let mut clone = options.attach(&folder).expect("the restored guest answers");
+    let count = clone.control().count("bystander").expect("counters");
+    assert!(clone.control().health(1).expect("it answers").errors.is_empty());
+    assert!(clone.control().count("bystander").expect("counters") > count);
 }
 
 fn state(pid: u64) -> char {
