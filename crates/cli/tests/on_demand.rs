@@ -6,7 +6,7 @@ use elision_testbed::{Endpoints, GuestOptions, RamMode, Spawn, pages};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::{Images, copies, elision, json, refuses, restore_in, restore_with, save, sh, words};
@@ -99,16 +99,21 @@ fn bytes_read(pid: u64) -> u64 {
     line.parse().expect("a number")
 }
 
-/// What the documentation says of a server that is killed.
-#[test]
-fn a_vm_whose_server_is_killed_ends_and_does_not_run_with_wrong_memory() {
-    let options = GuestOptions::new("6.1");
+/// A compressed image of a VM with a process, which is gone.
+fn compressed(options: &GuestOptions) -> (Images, PathBuf) {
     let mut guest = options.boot().expect("the guest boots");
     guest.control().spawn(&Spawn::new("bystander", "heap", "sleep=20ms")).expect("a bystander");
     let images = Images::new();
     let image = images.path("image");
     json(save(&guest, &image, &[]).arg("--compress"));
-    drop(guest);
+    (images, image)
+}
+
+/// What the documentation says of a server that is killed.
+#[test]
+fn a_vm_whose_server_is_killed_ends_and_does_not_run_with_wrong_memory() {
+    let options = GuestOptions::new("6.1");
+    let (images, image) = compressed(&options);
     let (clone, told) = restore_with(&options, &image, &[]);
     let pid = told["pid"].as_u64().expect("a process id");
     let server = server_of(&image).expect("a server");
@@ -126,11 +131,7 @@ fn a_vm_whose_server_is_killed_ends_and_does_not_run_with_wrong_memory() {
 #[test]
 fn a_vm_that_needs_a_damaged_page_ends_and_does_not_run_with_wrong_memory() {
     let options = GuestOptions::new("6.1");
-    let guest = options.boot().expect("the guest boots");
-    let images = Images::new();
-    let image = images.path("image");
-    json(save(&guest, &image, &[]).arg("--compress"));
-    drop(guest);
+    let (images, image) = compressed(&options);
     for is_damaged in [false, true] {
         if is_damaged {
             let file = File::options().read(true).write(true).open(image.join("ram.zst")).expect("a file");
@@ -164,12 +165,7 @@ fn a_vm_that_needs_a_damaged_page_ends_and_does_not_run_with_wrong_memory() {
 #[test]
 fn without_fuse_all_is_loaded_first_and_it_is_said() {
     let options = GuestOptions::new("6.1");
-    let mut guest = options.boot().expect("the guest boots");
-    guest.control().spawn(&Spawn::new("bystander", "heap", "sleep=20ms")).expect("a bystander");
-    let images = Images::new();
-    let image = images.path("image");
-    json(save(&guest, &image, &[]).arg("--compress"));
-    drop(guest);
+    let (_images, image) = compressed(&options);
     let folder = GuestOptions::new_folder().expect("a folder");
     let options = options.ram(RamMode::Plain);
     // In a name space of its own the device is another one.
