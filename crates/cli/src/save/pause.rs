@@ -167,8 +167,10 @@ fn look(
                 std::thread::sleep(break_after(&error, looks));
             }
             Err(held) => {
-                vm.abandon_snapshot()?;
-                guardian.dismiss()?;
+                // Where this fails, the guardian does it: it acts unless it is dismissed.
+                if let Err(error) = vm.abandon_snapshot().and_then(|()| guardian.dismiss()) {
+                    tracing::warn!(%error, "A save that failed could not be ended in order");
+                }
                 return Err(held.into_failure());
             }
         }
