@@ -146,7 +146,7 @@ fn says_what_cannot_be_done(base: &GuestOptions, image: &Path) {
     // An agent that is gone.
     sh(&mut copy, "kill -9 $(cat /run/agent.pid)");
     let gone = images.path("gone");
-    result(&mut save(&copy, &gone, &[]));
+    result(&mut save_as(None, &copy, &gone, &[]));
     drop(copy);
 
     let port = Port::new();

@@ -97,13 +97,14 @@ impl Vm {
     }
 
     /// The same of a VM that runs, and that stands still only while QEMU sends what has changed since it was sent:
-    /// pages come to `sink` again and again. When little is left, `ready` is called, then QEMU stops the VM, and
+    /// pages come to `sink` again and again. When little is left, `ready` is called, if there is
+    /// something to make ready in the guest, while QEMU sends next to nothing; then QEMU stops the VM, and
     /// `still` is called with the vCPUs' registers while the rest is on its way. The VM stands still afterwards, and
     /// nothing else may have continued it. Returns since when, too.
     pub fn precopy<T>(
         &mut self,
         sink: &mut dyn PageSink,
-        ready: impl FnOnce() -> Result<(), SinkClosed>,
+        ready: Option<impl FnOnce() -> Result<(), SinkClosed>>,
         still: impl FnOnce(&[Registers]) -> T,
     ) -> Result<(DeviceState, Instant, T)> {
         let blocks = self.ram().blocks.clone();
@@ -116,7 +117,12 @@ impl Vm {
                 |input| DeviceState::read_whole(input, &blocks, sink),
                 |qmp, progress| {
                     precopy::wait_for_first_pass(qmp, progress)?;
-                    ready().map_err(|SinkClosed| QemuError::SinkClosed)?;
+                    if let Some(ready) = ready {
+                        precopy::hold_back(qmp, true)?;
+                        let made_ready = ready();
+                        precopy::hold_back(qmp, false)?;
+                        made_ready.map_err(|SinkClosed| QemuError::SinkClosed)?;
+                    }
                     let since = precopy::stop(qmp, progress)?;
                     let seen = registers::read(qmp)?;
                     precopy::go_on(qmp)?;

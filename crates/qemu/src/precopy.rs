@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const STOPPED: &str = "pre-switchover";
 /// Left to send when the stop is near.
 const LITTLE: u64 = 32 << 20;
+/// Bytes per second that are next to nothing.
+const HELD_BACK: u64 = 1 << 20;
 /// How long the last pages may take, at first.
 const FIRST_LIMIT: Duration = Duration::from_millis(10);
 /// After which time they may take twice as long.
@@ -58,6 +60,12 @@ pub(crate) fn stop(qmp: &mut Qmp, progress: &Progress) -> Result<Instant> {
         Ok(false)
     })?;
     Ok(ran)
+}
+
+/// Has QEMU send so little that it cannot come to an end, and stop the VM, for some seconds, or as much as it can again.
+pub(crate) fn hold_back(qmp: &mut Qmp, holds: bool) -> Result<()> {
+    let limit = if holds { HELD_BACK } else { 0 };
+    qmp.execute("migrate-set-parameters", json!({"max-bandwidth": limit})).map(drop)
 }
 
 /// Has QEMU send the last pages.

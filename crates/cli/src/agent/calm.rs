@@ -148,6 +148,11 @@ impl SaveAgent {
         Ok(())
     }
 
+    /// Whether there is an agent to make the guest ready.
+    pub(crate) fn is_met(&self) -> bool {
+        self.client.is_some()
+    }
+
     /// The VM ran on and is to be stopped once more: lets the processes stand still again.
     pub(crate) fn freeze_again(&mut self, kernel: &Kernel<'_>, policy: &Policy) -> Result<(), Failure> {
         if self.frozen.is_some() { Ok(()) } else { self.freeze(kernel, policy) }

@@ -99,20 +99,18 @@ pub(super) fn precopy(
     let Task { kernel, policy, .. } = task;
     let mut early = Early(writer.begin_precopy(kernel.ram(), guess)?);
     let mut refused = None;
-    let sent = vm.precopy(
-        &mut early,
-        || {
-            agent.freeze_again(kernel, policy).map_err(|failure| {
-                refused = Some(failure);
-                SinkClosed
-            })
-        },
-        |seen| {
-            kernel.ram().refresh();
-            let states = vcpu_states_of(kernel, seen)?;
-            task.plan(&states)
-        },
-    );
+    let is_met = agent.is_met();
+    let freeze = || {
+        agent.freeze_again(kernel, policy).map_err(|failure| {
+            refused = Some(failure);
+            SinkClosed
+        })
+    };
+    let sent = vm.precopy(&mut early, is_met.then_some(freeze), |seen| {
+        kernel.ram().refresh();
+        let states = vcpu_states_of(kernel, seen)?;
+        task.plan(&states)
+    });
     if let Some(failure) = refused {
         return Err(failure.into());
     }
