@@ -3,13 +3,13 @@
 mod support;
 
 use elision_kernel::{Kernel, ProfileCache};
-use elision_memory::Ram;
-use elision_qemu::{QemuError, Qmp, Vm, check_moment};
+use elision_memory::{FileOffset, PAGE_SIZE, Ram};
+use elision_qemu::{PageSink, QemuError, Qmp, SinkClosed, Vm, check_moment};
 use elision_testbed::{Guest, GuestOptions, RamMode, Spawn, Status, counters, pages};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json as object};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Images, Window, copies, elision, end_of, json, refuses, restore, runs, save_as, sh, words};
 
 const PLACES: &str = "heap=32M,stack,thp,shm,memfd,cow,xmm,pipe-unread";
@@ -277,6 +277,40 @@ fn a_guest_that_never_rests_is_stopped_in_the_end() {
     assert_eq!(copies(&image, &["victim"]), [0]);
     guest.control().ping().expect("the guest answers");
     assert!(guest.console_problems().is_empty(), "{:?}", guest.console_problems());
+}
+
+struct Unwanted;
+
+impl PageSink for Unwanted {
+    fn page(&mut self, _: FileOffset, _: &[u8; PAGE_SIZE]) -> Result<(), SinkClosed> {
+        Ok(())
+    }
+
+    fn fill(&mut self, _: FileOffset, _: u8) -> Result<(), SinkClosed> {
+        Ok(())
+    }
+}
+
+/// A guest that rests leaves QEMU nothing to send, but it must answer first: so must an agent that makes ready.
+#[test]
+fn a_guest_that_makes_ready_is_not_stopped_before_it_has() {
+    let mut guest = GuestOptions::new("6.1").qemu("10").memory_mib(512).boot().expect("the guest boots");
+    let mut vm = Vm::attach(&guest.endpoints().qmp_socket()).expect("the VM");
+    let settings = capabilities(vm.qmp());
+    let mut ready = None;
+    let make_ready = || {
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(200));
+            guest.control().ping().map_err(|_| SinkClosed)?;
+        }
+        ready = Some(Instant::now());
+        Ok(())
+    };
+    let (_, since, ()) = vm.precopy(&mut Unwanted, Some(make_ready), |_| ()).expect("a precopy");
+    assert!(ready.expect("it was asked") <= since);
+    assert_eq!(capabilities(vm.qmp()), settings);
+    vm.cont().expect("the VM runs on");
+    guest.control().ping().expect("the guest answers");
 }
 
 #[test]

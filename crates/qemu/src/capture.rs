@@ -98,7 +98,8 @@ impl Vm {
 
     /// The same of a VM that runs, and that stands still only while QEMU sends what has changed since it was sent:
     /// pages come to `sink` again and again. When little is left, `ready` is called, if there is
-    /// something to make ready in the guest, while QEMU sends next to nothing; then QEMU stops the VM, and
+    /// something to make ready in the guest, while QEMU sends next to nothing; then QEMU stops the VM (before 8.1 maybe
+    /// too early, if all was sent), and
     /// `still` is called with the vCPUs' registers while the rest is on its way. The VM stands still afterwards, and
     /// nothing else may have continued it. Returns since when, too.
     pub fn precopy<T>(
@@ -108,8 +109,13 @@ impl Vm {
         still: impl FnOnce(&[Registers]) -> T,
     ) -> Result<(DeviceState, Instant, T)> {
         let blocks = self.ram().blocks.clone();
-        let (state, (seen, since, done)) = self.with_settings(Form::Precopy, |qmp| {
-            let begun = Begun::start(qmp, None)?;
+        let waits = ready.is_some() && MigrationSettings::read(&mut self.qmp)?.knows(Form::HeldPrecopy);
+        let form = if waits { Form::HeldPrecopy } else { Form::Precopy };
+        let (state, (seen, since, done)) = self.with_settings(form, |qmp| {
+            let (begun, path) = match waits {
+                true => Begun::start_held(qmp).map(|(begun, path)| (begun, Some(path)))?,
+                false => (Begun::start(qmp, None)?, None),
+            };
             receive(
                 qmp,
                 begun,
@@ -123,7 +129,7 @@ impl Vm {
                         precopy::hold_back(qmp, false)?;
                         made_ready.map_err(|SinkClosed| QemuError::SinkClosed)?;
                     }
-                    let since = precopy::stop(qmp, progress)?;
+                    let since = precopy::stop(qmp, progress, path)?;
                     let seen = registers::read(qmp)?;
                     precopy::go_on(qmp)?;
                     let done = still(&seen);

@@ -1,7 +1,8 @@
-//! One migration through a pipe, from `migrate` to its end.
+//! One migration through a pipe or a socket, from `migrate` to its end.
 //!
 //! ```text
 //! getfd ─> migrate fd: ──pipe──> a thread that reads the stream
+//!            <─socket── "the VM may be stopped", if QEMU is to wait for that
 //!   meanwhile: query-migrate until completed
 //! ```
 //! If anything fails, the migration is cancelled, but for a snapshot, which is read to its end
@@ -16,8 +17,10 @@ use elision_memory::{FileOffset, PAGE_SIZE};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// A stream that stands still for this long is given up: QEMU's fault, or a disk that takes no more.
@@ -27,6 +30,10 @@ const LONGEST_BREAK: Duration = Duration::from_millis(4);
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 const PIPE_SIZE: usize = 1 << 20;
 const FD_NAME: &str = "elision-state";
+/// What a destination tells on the return path (`migration/migration.c`): that the VM may be stopped, and that this was
+/// all: type, length, data.
+const MAY_STOP: [u8; 4] = [0, 7, 0, 0];
+const THAT_IS_ALL: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
 /// How often the first page is looked for, and after how many looks QEMU is asked how it goes.
 pub(crate) const LOOK: Duration = Duration::from_micros(500);
 const LOOKS: u32 = 20;
@@ -41,9 +48,24 @@ pub(crate) struct Progress {
 /// A migration that QEMU has begun, and whose stream nobody reads yet.
 #[derive(Debug)]
 pub(crate) struct Begun {
-    pipe: File,
+    pipe: Arc<File>,
     /// So many bytes come before the stream.
     filling: u64,
+}
+
+/// The way back to a QEMU that asks before it stops the VM.
+#[derive(Debug)]
+pub(crate) struct ReturnPath(Weak<File>);
+
+impl ReturnPath {
+    /// Lets QEMU stop the VM when it is ready to.
+    pub(crate) fn allow_stop(&self) -> Result<()> {
+        // Whoever has ended reading has an error of its own.
+        self.0.upgrade().map_or(Ok(()), |socket| {
+            let doing = "tell QEMU that it may stop the VM";
+            (&*socket).write_all(&[&MAY_STOP[..], &THAT_IS_ALL].concat()).map_err(QemuError::io(doing))
+        })
+    }
 }
 
 impl Begun {
@@ -72,6 +94,19 @@ impl Begun {
         if let Some(guardian) = guardian {
             guardian.hold(pipe.as_fd())?;
         }
+        Self::between(qmp, File::from(pipe), write_end, filling as u64)
+    }
+
+    /// Begins one in which QEMU asks before it stops the VM.
+    pub(crate) fn start_held(qmp: &mut Qmp) -> Result<(Self, ReturnPath)> {
+        let (ours, its) = UnixStream::pair().map_err(QemuError::io("make a socket for the migration"))?;
+        let begun = Self::between(qmp, OwnedFd::from(ours).into(), OwnedFd::from(its).into(), 0)?;
+        let path = ReturnPath(Arc::downgrade(&begun.pipe));
+        Ok((begun, path))
+    }
+
+    /// Begins one from a descriptor to another.
+    fn between(qmp: &mut Qmp, pipe: File, write_end: File, filling: u64) -> Result<Self> {
         qmp.execute_with_descriptor("getfd", json!({"fdname": FD_NAME}), write_end.as_fd())?;
         drop(write_end);
         if let Err(error) = qmp.execute("migrate", json!({"uri": format!("fd:{FD_NAME}")})) {
@@ -79,12 +114,12 @@ impl Begun {
             let _ = qmp.execute("closefd", json!({"fdname": FD_NAME}));
             return Err(error);
         }
-        Ok(Self { pipe: File::from(pipe), filling: filling as u64 })
+        Ok(Self { pipe: Arc::new(pipe), filling })
     }
 
     /// Reads a snapshot to its end, of which nothing is wanted.
-    pub(crate) fn discard(mut self, qmp: &mut Qmp) -> Result<()> {
-        let reader = std::thread::spawn(move || std::io::copy(&mut self.pipe, &mut std::io::sink()));
+    pub(crate) fn discard(self, qmp: &mut Qmp) -> Result<()> {
+        let reader = std::thread::spawn(move || std::io::copy(&mut &*self.pipe, &mut std::io::sink()));
         wait_patiently(qmp)?;
         let _ = reader.join();
         Ok(())
@@ -100,17 +135,17 @@ pub(crate) fn receive<T>(
     read: impl FnOnce(Counted<'_>) -> Result<DeviceState> + Send,
     during: impl FnOnce(&mut Qmp, &Progress) -> Result<T>,
 ) -> Result<(DeviceState, T)> {
-    let Begun { mut pipe, filling } = begun;
+    let Begun { pipe, filling } = begun;
     let progress = &Progress::default();
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
-            let skipped = std::io::copy(&mut (&pipe).take(filling), &mut std::io::sink());
+            let skipped = std::io::copy(&mut (&*pipe).take(filling), &mut std::io::sink());
             let state = match skipped {
                 Ok(_) => read(Counted { pipe: &pipe, progress }),
                 Err(error) => Err(QemuError::io("read the migration's pipe")(error)),
             };
             if !can_cancel {
-                let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+                let _ = std::io::copy(&mut &*pipe, &mut std::io::sink());
             }
             // The pipe is closed now, so that a QEMU with more to say fails instead of hanging.
             state

@@ -12,7 +12,7 @@
 //! limit grows.
 
 use crate::error::Result;
-use crate::migration::{Progress, poll};
+use crate::migration::{Progress, ReturnPath, poll};
 use crate::qmp::Qmp;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -40,11 +40,13 @@ pub(crate) fn wait_for_first_pass(qmp: &mut Qmp, progress: &Progress) -> Result<
     })
 }
 
-/// Has QEMU stop the VM. Returns a moment in which it still ran, shortly before the stop.
-pub(crate) fn stop(qmp: &mut Qmp, progress: &Progress) -> Result<Instant> {
+/// Has QEMU stop the VM, which it is allowed to on `path` if it asks. Returns a moment in which it still ran, shortly
+/// before the stop.
+pub(crate) fn stop(qmp: &mut Qmp, progress: &Progress, path: Option<ReturnPath>) -> Result<Instant> {
     let mut ran = Instant::now();
     let mut limit = FIRST_LIMIT;
     allow(qmp, limit)?;
+    path.map_or(Ok(()), |path| path.allow_stop())?;
     let mut since = ran;
     poll(qmp, progress, LONGEST_BREAK, |qmp, info| {
         if is_stopped(info) {
@@ -62,7 +64,8 @@ pub(crate) fn stop(qmp: &mut Qmp, progress: &Progress) -> Result<Instant> {
     Ok(ran)
 }
 
-/// Has QEMU send so little that it cannot come to an end, and stop the VM, for some seconds, or as much as it can again.
+/// Has QEMU send so little that it comes to no end for some seconds, or as much as it can again. One that is at its
+/// end already stops the VM, or asks whether it may in a loop that takes a whole processor.
 pub(crate) fn hold_back(qmp: &mut Qmp, holds: bool) -> Result<()> {
     let limit = if holds { HELD_BACK } else { 0 };
     qmp.execute("migrate-set-parameters", json!({"max-bandwidth": limit})).map(drop)

@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 const IGNORE_SHARED: &str = "x-ignore-shared";
 const SNAPSHOT: &str = "background-snapshot";
 const PAUSES: &str = "pause-before-switchover";
+const TWO_WAYS: &str = "return-path";
+const ASKS: &str = "switchover-ack";
 /// Other capabilities under which the stream has another form, other content or another way.
-const DISTURBING: [&str; 19] = [
+const DISTURBING: [&str; 17] = [
     "auto-converge",
     "block",
     "compress",
@@ -23,8 +25,6 @@ const DISTURBING: [&str; 19] = [
     "postcopy-ram",
     "rdma-pin-all",
     "release-ram",
-    "return-path",
-    "switchover-ack",
     "validate-uuid",
     "x-colo",
     "xbzrle",
@@ -43,16 +43,19 @@ pub enum Form {
     Snapshot,
     /// RAM of a VM that runs, again and again what it changes, until it is stopped; then its devices.
     Precopy,
+    /// The same, but QEMU stops the VM only once it is allowed to on the return path (QEMU 8.1 and later).
+    HeldPrecopy,
 }
 
 impl Form {
-    /// The capability that brings it about.
-    fn capability(self) -> Option<&'static str> {
+    /// The capabilities that bring it about.
+    fn capabilities(self) -> &'static [&'static str] {
         match self {
-            Self::Devices => Some(IGNORE_SHARED),
-            Self::Whole => None,
-            Self::Snapshot => Some(SNAPSHOT),
-            Self::Precopy => Some(PAUSES),
+            Self::Devices => &[IGNORE_SHARED],
+            Self::Whole => &[],
+            Self::Snapshot => &[SNAPSHOT],
+            Self::Precopy => &[PAUSES],
+            Self::HeldPrecopy => &[PAUSES, TWO_WAYS, ASKS],
         }
     }
 }
@@ -73,7 +76,9 @@ impl MigrationSettings {
         let mut capabilities = BTreeMap::new();
         for c in list.as_array().map(Vec::as_slice).unwrap_or_default() {
             if let (Some(name), Some(on)) = (c["capability"].as_str(), c["state"].as_bool()) {
-                if [IGNORE_SHARED, SNAPSHOT, PAUSES].contains(&name) || DISTURBING.contains(&name) {
+                if [IGNORE_SHARED, SNAPSHOT, PAUSES, TWO_WAYS, ASKS].contains(&name)
+                    || DISTURBING.contains(&name)
+                {
                     capabilities.insert(name.to_string(), on);
                 }
             }
@@ -89,10 +94,10 @@ impl MigrationSettings {
 
     /// The same settings as a capture needs them.
     pub(crate) fn for_capture(&self, form: Form) -> Self {
-        let is_on = |name: &String| form.capability() == Some(name.as_str());
+        let is_on = |name: &String| form.capabilities().contains(&name.as_str());
         let capabilities = self.capabilities.keys().map(|name| (name.clone(), is_on(name))).collect();
         let downtime_limit = match form {
-            Form::Precopy => self.downtime_limit.map(|_| 0),
+            Form::Precopy | Form::HeldPrecopy => self.downtime_limit.map(|_| 0),
             _ => self.downtime_limit,
         };
         Self { capabilities, max_bandwidth: self.max_bandwidth.map(|_| 0), downtime_limit }
@@ -100,7 +105,7 @@ impl MigrationSettings {
 
     /// Whether this QEMU can take the stream in this form at all.
     pub(crate) fn knows(&self, form: Form) -> bool {
-        form.capability().is_none_or(|name| self.capabilities.contains_key(name))
+        form.capabilities().iter().all(|name| self.capabilities.contains_key(*name))
     }
 
     /// Makes the settings these, changing only what differs from `now`.

@@ -10,8 +10,11 @@ use crate::error::{QemuError, Result};
 use elision_memory::RamBlock;
 use std::io::{BufReader, Read, Write};
 
-/// QEMU 9 and later announce the switch-over by this command, without data.
-const SWITCHOVER_START: u16 = 11;
+/// Commands with the lengths of their data: that there is a return path, a question on it that needs no answer, and, of
+/// QEMU 9 and later, the switch-over.
+const OPEN_RETURN_PATH: (u16, u16) = (1, 0);
+const PING: (u16, u16) = (2, 4);
+const SWITCHOVER_START: (u16, u16) = (11, 0);
 const BUFFER: usize = 1 << 20;
 
 /// The state of every device and vCPU, and the memory of devices, but no page of the VM's RAM.
@@ -57,13 +60,12 @@ impl DeviceState {
                         .ok_or_else(|| input.error("a section without a beginning"))?
                         .more(&mut input, sink)?;
                 }
-                part::COMMAND => {
-                    let (command, len) = (input.u16()?, input.u16()?);
-                    if command != SWITCHOVER_START || len != 0 || switchover {
-                        return Err(input.error(format!("unexpected command {command}")));
-                    }
-                    switchover = true;
-                }
+                part::COMMAND => match (input.u16()?, input.u16()?) {
+                    SWITCHOVER_START if !switchover => switchover = true,
+                    OPEN_RETURN_PATH => {}
+                    PING => input.u32().map(drop)?,
+                    (command, _) => return Err(input.error(format!("unexpected command {command}"))),
+                },
                 part::FULL => break,
                 _ => return Err(input.error(format!("unexpected part {kind:#x} before the devices"))),
             }
@@ -121,8 +123,8 @@ impl DeviceState {
         self.ram.write_plain(&mut head);
         if self.switchover {
             head.push(part::COMMAND);
-            head.extend(SWITCHOVER_START.to_be_bytes());
-            head.extend(0_u16.to_be_bytes());
+            head.extend(SWITCHOVER_START.0.to_be_bytes());
+            head.extend(SWITCHOVER_START.1.to_be_bytes());
         }
         out.write_all(&head)
             .and_then(|()| out.write_all(&self.devices.bytes))
