@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the tests of redaction by every way in which memory comes out of a VM, with both versions of QEMU, and writes what
-# came of it to docs/results/ways.md. Part of ./test --all. Names of tests as arguments run these only.
+# came of it to docs/results/ways.md. Part of ./test --all. Names of tests as arguments run these only. Those that need a
+# guest with systemd do nothing without ELISION_ALL.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -2,7 +2,7 @@
 //! systemd sees no unit end.
 //!
 //! Only in the full form of the tests, as the disk takes minutes to build. `ELISION_SAVES` is the number of saves, 200
-//! without it.
+//! without it, or 30 by a certain way.
 
 mod support;
 
@@ -16,7 +16,8 @@ use serde_json::Value;
 use support::modules::{load, put};
 use support::{Images, restore, save, sh, words};
 
-/// The processes stand still for less than so many times as long as the VM, in the middle.
+/// The processes stand still for less than so many times as long as the VM, in the middle. A live save's pause is
+/// so short that this says nothing.
 const RATIO: f64 = 1.5;
 const PROGRAM: &str = "/usr/sbin/elision-agent";
 
@@ -40,7 +41,8 @@ fn many_saves_in_a_row_without_a_second_look() {
     if !pages::in_full() {
         return;
     }
-    let saves: u32 = std::env::var("ELISION_SAVES").map_or(200, |n| n.parse().expect("a number"));
+    let saves = if pages::by_way() { 30 } else { 200 };
+    let saves: u32 = std::env::var("ELISION_SAVES").map_or(saves, |n| n.parse().expect("a number"));
     let (port, clone_port, images) = (Port::new(), Port::new(), Images::new());
     let (disk, copy) = (images.path("disk"), images.path("copy"));
     debian::disk(&[], &disk).expect("a disk");
@@ -129,7 +131,7 @@ fn many_saves_in_a_row_without_a_second_look() {
     sh(&mut restored, "sleep 1; systemctl is-active churn elision-agent");
     // A processor can be met on its way into the kernel, whoever is on it; the VM runs on for a moment then.
     assert_eq!(refused, 0);
-    assert!(repaused <= u64::from(saves / 100), "{repaused} second looks");
-    assert!(median < RATIO, "frozen / pause: {median:.2}");
+    assert!(repaused <= u64::from(saves.div_ceil(100)), "{repaused} second looks");
+    assert!(median < RATIO || pages::by_way(), "frozen / pause: {median:.2}");
     assert_eq!(restored.console_problems(), Vec::<String>::new());
 }
