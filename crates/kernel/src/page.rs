@@ -39,6 +39,7 @@ layout! {
         charge: optional("page", &["memcg_data"]),
         owner: optional("page", &["mem_cgroup"]),
         index: offset("page", &["index", "__folio_index"]),
+        private: offset("page", &["private"]),
     }
 }
 
@@ -243,6 +244,25 @@ impl PageLayout {
     /// Whether it is a compound page.
     pub(crate) fn is_compound(&self, raw: &Raw) -> bool {
         self.has(raw, self.head_flag)
+    }
+
+    /// Whether nothing tells of a use of the page, nor that it is on a list of free pages.
+    pub(crate) fn is_unused(&self, raw: &Raw) -> bool {
+        const UNMAPPED: u32 = u32::MAX;
+        let marks = [
+            self.reserved,
+            self.lru_flag,
+            self.head_flag,
+            self.locked_flag,
+            self.writeback_flag,
+            self.swap_backed,
+        ];
+        raw.u64(self.mapping) == 0
+            && self.counts(raw).references == 0
+            && self.counts(raw).mapped == UNMAPPED
+            && self.page_type(raw).is_none()
+            && self.charge_word(raw).unwrap_or(0) == 0
+            && !marks.into_iter().any(|flag| self.has(raw, flag))
     }
 
     /// The word that tells the cgroup that it is charged to.

@@ -92,11 +92,9 @@ impl<'a> Kernel<'a> {
             sigpending_flag: 0,
             slabs: None,
         };
-        // The process whose tables led here may end; the kernel's own do not.
-        if let Some(top) = kernel.symbol("init_top_pgt") {
-            if let Some(t) = image.tables.translate(ram, top) {
-                kernel.tables = PageTables::new(t.gpa, image.tables.la57());
-            }
+        // The process whose tables led here may have ended; the kernel's own tables stay, and stand in its image.
+        if let Some((top, _)) = kernel.symbol("init_top_pgt").and_then(|top| kernel.locate(top)) {
+            kernel.tables = PageTables::new(top, image.tables.la57());
         }
         kernel.page_offset = kernel.region("page_offset_base")?;
         kernel.vmemmap = kernel.region("vmemmap_base")?;

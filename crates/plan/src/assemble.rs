@@ -79,6 +79,7 @@ pub fn plan(
     let (found, census) = rayon::join(found, || kernel.census());
     found?;
     let census = census?;
+    survey.survey_unlisted(&census.unlisted)?;
     done("all frames surveyed");
     orphans::survey(kernel, census.unmapped, selection, &mut survey.table, &mut summary)?;
     summary.dependents =

@@ -13,7 +13,7 @@ pub type Owner = Option<u32>;
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum DropReason {
-    /// On a buddy list: nobody's memory.
+    /// On a buddy list, or on its way to or from one: nobody's memory.
     Free = 1,
     /// On a per-CPU page list: nobody's memory, freed just now.
     FreePerCpu = 2,

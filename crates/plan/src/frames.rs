@@ -370,6 +370,17 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         kernel.dead_batch_frames(&mut |block| free(DropReason::DeadInBatch, block))?;
         Ok(())
     }
+
+    /// The same of what is on no list. All lists must have been surveyed before.
+    pub(crate) fn survey_unlisted(&mut self, runs: &[Range<Gfn>]) -> Result<(), PlanError> {
+        let table = &mut self.table;
+        for gfn in self.kernel.unlisted_frames(runs, |gfn| table.is_dropped(gfn))? {
+            if !ISA_HOLE.contains(&gfn.0) && !table.is_mapped(gfn) {
+                table.drop_frame(gfn, DropReason::Free);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn owned<T>(mutex: Mutex<T>) -> T {

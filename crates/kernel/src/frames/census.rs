@@ -1,6 +1,7 @@
 //! The one pass over all descriptors that planning needs.
 
 use super::orphans::Unmapped;
+use super::unlisted::Unlisted;
 use crate::page::{PageType, Raw};
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, RamRegion};
@@ -43,6 +44,8 @@ pub struct Census {
     pub slabs: Slabs,
     /// Anonymous base pages in use that no page table leads to.
     pub unmapped: Vec<Unmapped>,
+    /// Runs of frames that are free if they are on no free list, and of some that are on one.
+    pub unlisted: Vec<Range<Gfn>>,
 }
 
 impl Kernel<'_> {
@@ -52,10 +55,11 @@ impl Kernel<'_> {
         let chunks: Vec<Range<Gfn>> = self.ram.layout().regions().iter().flat_map(chunks_of).collect();
         let parts: Vec<Census> = chunks.par_iter().map(|frames| self.census_of(frames, &batched)).collect();
         let mut census = Census::default();
-        for Census { slabs, unmapped } in parts {
+        for Census { slabs, unmapped, unlisted } in parts {
             slabs.frames.into_iter().for_each(|run| census.slabs.add(run));
             census.slabs.heads.extend(slabs.heads);
             census.unmapped.extend(unmapped);
+            census.unlisted.extend(unlisted);
         }
         Ok(census)
     }
@@ -63,9 +67,10 @@ impl Kernel<'_> {
     fn census_of(&self, frames: &Range<Gfn>, batched: &BTreeMap<Gfn, u32>) -> Census {
         let layout = &self.profile.page;
         let mut census = Census::default();
-        let mut slab = None;
+        let (mut slab, mut unlisted) = (None, Unlisted::default());
         self.descriptors_of(frames, |gfn, raw| {
             let head = self.head_of(gfn, raw).ok();
+            unlisted.look(self, gfn, raw, head != Some(gfn));
             if head == Some(gfn) {
                 slab = Some(gfn).filter(|_| layout.page_type(raw) == Some(PageType::Slab));
                 census.slabs.heads.extend(slab.map(|_| (gfn, *raw)));
@@ -76,6 +81,7 @@ impl Kernel<'_> {
                 census.unmapped.extend(self.unmapped(gfn, raw, batched));
             }
         });
+        census.unlisted = unlisted.runs;
         census
     }
 }

@@ -17,6 +17,7 @@ mod orphans;
 mod owner;
 mod processes;
 mod scan;
+mod unlisted;
 
 pub use census::{Census, Slabs};
 pub use kind::FrameKind;

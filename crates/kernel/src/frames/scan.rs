@@ -72,6 +72,9 @@ impl Kernel<'_> {
         self.per_cpu_free_frames(&mut |block| scan.set_all(block, FrameKind::FreePerCpu))?;
         self.huge_free_frames(&mut |block| scan.set_all(block, FrameKind::FreeHuge))?;
         self.scan_kernel_tables(&mut scan)?;
+        for gfn in self.unlisted_frames(&self.census()?.unlisted, |gfn| scan.kind(gfn).is_free())? {
+            scan.refine(gfn, FrameKind::Free);
+        }
         Ok(scan)
     }
 

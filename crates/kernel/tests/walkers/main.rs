@@ -79,5 +79,6 @@ fn compare_with(ram: &Ram, truth: &Truth, la57: bool) -> (String, Vec<String>) {
     frames::compare_kinds(&kernel, truth, &free);
     frames::compare_counts(&kernel, truth);
     let scan = frames::compare_scan(&kernel, &all, truth);
+    frames::compare_unlisted(&kernel, &free, &scan, truth);
     (kernel.release().to_owned(), frames::table(&kernel, &scan))
 }
