@@ -117,7 +117,11 @@ pub(crate) fn vcpu_states(state: &DeviceState) -> Result<Vec<VcpuState>, Failure
             user_mode: vcpu.in_user_mode(),
             gs_base: vcpu.gs_base,
             kernel_gs_base: vcpu.kernel_gs_base,
+            rip: vcpu.rip,
             rsp: vcpu.rsp,
+            rax: vcpu.rax,
+            rcx: vcpu.rcx,
+            rdi: vcpu.rdi,
         })
     });
     let vcpus: io::Result<Vec<_>> = vcpus.collect();
@@ -138,7 +142,11 @@ pub(crate) fn vcpu_states_of(kernel: &Kernel<'_>, vcpus: &[Registers]) -> Result
             user_mode: vcpu.user_mode,
             gs_base: vcpu.gs_base,
             kernel_gs_base: per_cpu,
+            rip: vcpu.rip,
             rsp: vcpu.rsp,
+            rax: vcpu.rax,
+            rcx: vcpu.rcx,
+            rdi: vcpu.rdi,
         })
     });
     states.collect()

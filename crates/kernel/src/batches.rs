@@ -5,7 +5,7 @@
 //! references are those of batches is dead.
 
 use crate::btf::{Btf, BtfError};
-use crate::page::PageKind;
+use crate::page::{PageKind, UNMAPPED};
 use crate::{Kernel, KernelError, layout};
 use elision_memory::{Gfn, Gva};
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,6 @@ impl BatchLayout {
 }
 
 const WHAT: &str = "page batch";
-const UNMAPPED: u32 = u32::MAX;
 
 impl Kernel<'_> {
     /// Frames that only such batches still hold.

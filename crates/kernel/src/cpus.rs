@@ -84,6 +84,20 @@ impl Kernel<'_> {
         Ok(Cpu { number, current: self.pointer(current, WHAT)?, fpu_owner: self.fpu_owner(offset)? })
     }
 
+    /// How many bytes a repeated instruction at `rip` stores at a time, if one stands there. The kernel clears memory by
+    /// one (`arch/x86/lib/clear_page_64.S`), and a CPU that is stopped in it has its registers after the last store.
+    #[must_use]
+    pub fn store_width(&self, rip: Gva) -> Option<u64> {
+        let mut code = [0; 3];
+        self.read(rip, &mut code, "code of a vCPU").ok()?;
+        match code {
+            [0xf3, 0xaa, _] => Some(1),
+            [0xf3, 0xab, _] => Some(4),
+            [0xf3, 0x48, 0xab] => Some(8),
+            _ => None,
+        }
+    }
+
     fn fpu_owner(&self, offset: u64) -> Result<FpuOwner, KernelError> {
         let flag = |name| self.symbol(name).map(|at| self.u8(at.wrapping_add(offset), WHAT)).transpose();
         if flag("in_kernel_fpu")?.is_some_and(|used| used != 0)

@@ -9,7 +9,7 @@
 //! again before anybody sees it. Who was past these marks when the guest stopped holds a reference.
 
 use crate::layout::layout;
-use crate::page::Raw;
+use crate::page::{Raw, UNMAPPED};
 use crate::view::WordEdit;
 use crate::{CacheForm, CachedFile, Kernel, KernelError};
 use elision_memory::{Gfn, Gva, PAGE_SIZE};
@@ -40,7 +40,6 @@ layout! {
 }
 
 const WHAT: &str = "page of a file";
-const UNMAPPED: u32 = u32::MAX;
 const SECTOR_BITS: u8 = 9;
 
 /// A page, or several that are one, in the page cache of a file on disk.

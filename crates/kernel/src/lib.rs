@@ -83,7 +83,7 @@ pub use file_systems::{CacheForm, CachedFile, FileSystem};
 pub use files::{FileKind, OpenFile};
 pub use folios::{Folio, FolioState};
 pub use fpu::FpuArea;
-pub use frames::{Census, FrameKind, FrameOwner, FrameScan, Slabs, Unmapped};
+pub use frames::{Census, FrameKind, FrameOwner, FrameScan, Fresh, Slabs, Unmapped};
 pub use irq_work::SignalWork;
 pub use keys::KeySet;
 pub use log::{Log, LogRecord};

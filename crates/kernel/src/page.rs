@@ -53,6 +53,8 @@ impl PageLayout {
 const WHAT: &str = "page descriptor";
 /// The part of a descriptor that is looked at.
 const RAW: usize = 64;
+/// The count of page-table entries of a page that none maps.
+pub(crate) const UNMAPPED: u32 = u32::MAX;
 /// Largest compound page: 1 GiB.
 const COMPOUND_LIMIT: u64 = 1 << 18;
 
@@ -248,20 +250,23 @@ impl PageLayout {
 
     /// Whether nothing tells of a use of the page, nor that it is on a list of free pages.
     pub(crate) fn is_unused(&self, raw: &Raw) -> bool {
-        const UNMAPPED: u32 = u32::MAX;
-        let marks = [
-            self.reserved,
-            self.lru_flag,
-            self.head_flag,
-            self.locked_flag,
-            self.writeback_flag,
-            self.swap_backed,
-        ];
-        raw.u64(self.mapping) == 0
+        self.is_unmarked(raw)
             && self.counts(raw).references == 0
+            && !self.is_compound(raw)
+            && self.charge_word(raw).unwrap_or(0) == 0
+    }
+
+    /// Whether the page is in use by one, and nothing tells what for: as one that was just allocated.
+    pub(crate) fn is_fresh(&self, raw: &Raw) -> bool {
+        self.is_unmarked(raw) && self.counts(raw).references == 1 && !self.is_charged_to_kernel(raw)
+    }
+
+    /// Whether the page has no type, no mapping, and is on no list.
+    fn is_unmarked(&self, raw: &Raw) -> bool {
+        let marks = [self.reserved, self.lru_flag, self.locked_flag, self.writeback_flag, self.swap_backed];
+        raw.u64(self.mapping) == 0
             && self.counts(raw).mapped == UNMAPPED
             && self.page_type(raw).is_none()
-            && self.charge_word(raw).unwrap_or(0) == 0
             && !marks.into_iter().any(|flag| self.has(raw, flag))
     }
 

@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Raised when the members below change.
-const FORMAT: u32 = 15;
+const FORMAT: u32 = 16;
 const PROFILE_LIMIT: u64 = 1 << 20;
 
 /// One kernel build.

@@ -45,6 +45,7 @@ const WANTED: &[&str] = &[
     "hvc_ops",
     "idt_table",
     "in_kernel_fpu",
+    "init_on_alloc",
     "init_task",
     "init_top_pgt",
     "init_user_ns",

@@ -32,6 +32,8 @@ pub struct Outcome {
     pub vcpus: Vec<VcpuAction>,
     /// The slabs of the VM, for [`crate::plan_late`].
     pub slabs: Slabs,
+    /// The first frames of blocks that the kernel may be clearing, for [`crate::SeenBlocks`].
+    pub fresh: Vec<Gfn>,
 }
 
 /// Plans a checkpoint of a VM that is stopped.
@@ -80,6 +82,15 @@ pub fn plan(
     found?;
     let census = census?;
     survey.survey_unlisted(&census.unlisted)?;
+    let fresh = survey.fresh_blocks(&census.fresh)?;
+    for range in vcpus.zeroing(kernel) {
+        // What is no memory of the kernel's has its owner.
+        let frames =
+            kernel.frames_of(range.start, range.end.0.saturating_sub(range.start.0)).unwrap_or_default();
+        for (gpa, len) in frames.into_iter().filter(|(gpa, _)| !survey.table.is_dropped(gpa.gfn())) {
+            edits.zero_at(gpa, len, EditReason::FreeObject, None);
+        }
+    }
     done("all frames surveyed");
     orphans::survey(kernel, census.unmapped, selection, &mut survey.table, &mut summary)?;
     summary.dependents =
@@ -118,5 +129,5 @@ pub fn plan(
         *plan.summary.edited_bytes.entry(edit.reason).or_default() += edit.len() as u64;
     }
     done("assembled");
-    Ok(Outcome { plan, vcpus: actions, slabs: census.slabs })
+    Ok(Outcome { plan, vcpus: actions, slabs: census.slabs, fresh })
 }

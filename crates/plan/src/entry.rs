@@ -73,7 +73,7 @@ pub enum EditReason {
     Message = 9,
     /// A key that only excluded processes can reach.
     Key = 10,
-    /// An object that the kernel has freed, still full of what it held.
+    /// An object that the kernel has freed, or a page that it is clearing for its next owner: still full of what it held.
     FreeObject = 11,
     /// A stack that nothing runs on: kept for the next thread, interrupt or exception.
     IdleStack = 12,

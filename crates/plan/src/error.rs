@@ -53,6 +53,12 @@ pub enum PlanError {
         /// What it is doing.
         what: &'static str,
     },
+    /// The kernel is about to clear freed memory for its next owner, or has taken memory for itself a moment ago.
+    #[error("The guest's kernel may be clearing memory for its next owner: {blocks} blocks of it")]
+    Clearing {
+        /// How many.
+        blocks: usize,
+    },
     /// A cached file is in the middle of something that ends by itself.
     #[error("The file {file} is busy: {what}")]
     FileBusy {
@@ -91,6 +97,7 @@ impl PlanError {
             Self::Busy { .. }
             | Self::FileBusy { .. }
             | Self::VcpuBusy { .. }
+            | Self::Clearing { .. }
             | Self::Contradiction { .. } => true,
             Self::Dirty { wait, .. } => *wait,
             Self::Kernel(error) => error.is_transient(),

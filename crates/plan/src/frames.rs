@@ -8,7 +8,7 @@ use crate::frame_table::{FrameTable, LargeLeaves, Mapper, lock};
 use crate::regions::Regions;
 use crate::swap::{self, Swapped};
 use crate::{DropReason, PlanError, PlanSummary, Selection};
-use elision_kernel::{Entry, Kernel, KernelError, Mm, PageKind, Process, Pte, SwapSlot, Vma};
+use elision_kernel::{Entry, Fresh, Kernel, KernelError, Mm, PageKind, Process, Pte, SwapSlot, Vma};
 use elision_memory::{Budget, Gfn, Gva, WalkError};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -380,6 +380,11 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
             }
         }
         Ok(())
+    }
+
+    /// The first frames of blocks that may be being cleared for their next owner. All lists must have been surveyed before.
+    pub(crate) fn fresh_blocks(&self, blocks: &[Fresh]) -> Result<Vec<Gfn>, PlanError> {
+        Ok(self.kernel.fresh_blocks(blocks, |gfn| self.table.is_dropped(gfn))?)
     }
 }
 

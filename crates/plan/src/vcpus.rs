@@ -4,6 +4,7 @@ use crate::PlanError;
 use elision_kernel::{Cpu, FpuOwner, Kernel};
 use elision_memory::Gva;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// The part of a vCPU's state that a plan depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +17,16 @@ pub struct VcpuState {
     pub gs_base: Gva,
     /// The GS base that `swapgs` would bring.
     pub kernel_gs_base: Gva,
+    /// The instruction pointer.
+    pub rip: Gva,
     /// The stack pointer.
     pub rsp: Gva,
+    /// RAX.
+    pub rax: u64,
+    /// RCX.
+    pub rcx: u64,
+    /// RDI.
+    pub rdi: Gva,
 }
 
 /// What to do with a vCPU's state in the copy.
@@ -32,6 +41,9 @@ pub struct VcpuAction {
     /// Raise this interrupt, so that the kernel runs before any user instruction.
     pub interrupt: Option<u8>,
 }
+
+/// What claims to store more at once is not believed.
+const LONGEST_STORE: u64 = 8 << 20;
 
 /// What a CPU runs, and where on which stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +96,18 @@ impl Vcpus {
             sp: (!state.user_mode).then_some(state.rsp),
         });
         uses.collect()
+    }
+
+    /// Memory that the kernel is about to overwrite with zeros, as far as the next instruction of a vCPU does it: mostly a
+    /// page that is being cleared for its next owner.
+    pub(crate) fn zeroing<'a>(&'a self, kernel: &'a Kernel<'_>) -> impl Iterator<Item = Range<Gva>> + 'a {
+        let in_kernel = self.states.iter().map(|(state, _)| state).filter(|state| !state.user_mode);
+        in_kernel.filter_map(|state| {
+            let width = kernel.store_width(state.rip)?;
+            let len = state.rcx.checked_mul(width).filter(|len| *len <= LONGEST_STORE)?;
+            let is_zero = state.rax & (u64::MAX >> (64 - 8 * width)) == 0;
+            is_zero.then(|| state.rdi..state.rdi.wrapping_add(len))
+        })
     }
 
     /// What to do, given the excluded tasks, their saved FPU states, and those of threads that stay.

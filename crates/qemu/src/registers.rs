@@ -38,6 +38,12 @@ pub struct Registers {
     pub rip: Gva,
     /// Stack pointer.
     pub rsp: Gva,
+    /// RAX.
+    pub rax: u64,
+    /// RCX: what is left for a repeated instruction to do.
+    pub rcx: u64,
+    /// RDI: where it does that.
+    pub rdi: Gva,
     /// Base of GS.
     pub gs_base: Gva,
     /// Base of the global descriptor table.
@@ -108,6 +114,9 @@ fn vcpu(index: u32, words: &Words<'_>) -> Result<Registers> {
         narrow,
         rip: either("RIP", "EIP").map(Gva)?,
         rsp: either("RSP", "ESP").map(Gva)?,
+        rax: either("RAX", "EAX")?,
+        rcx: either("RCX", "ECX")?,
+        rdi: either("RDI", "EDI").map(Gva)?,
         gs_base: words.number("GS").map(Gva)?,
         gdt: words.number("GDT").map(Gva)?,
     })
@@ -148,12 +157,12 @@ mod tests {
     use super::*;
 
     const WIDE: &str = "RAX=0000000000000001 RBX=2 RCX=3 RDX=4\n\
-        RSI=0 RDI=0 RBP=00007ffd00000000 RSP=00007ffd12345678\n\
+        RSI=0 RDI=00007f0000000008 RBP=00007ffd00000000 RSP=00007ffd12345678\n\
         RIP=0000000000401000 RFL=00000246 [---Z-P-] CPL=3 II=0 A20=1 SMM=0 HLT=0\n\
         FS =0000 00007f0000000000 ffffffff 00000000\nGS =002b 00007f1122334455 ffffffff 00000000\n\
         TR =0040 fffffe0000003000 00004087 00008b00 DPL=0 TSS64-busy\nGDT=     fffffe0000001000 0000007f\n\
         CR0=80050033 CR2=0 CR3=0 CR4=0\nEFER=0000000000000d01\n";
-    const NARROW: &str = "EAX=00000000\nESI=0 ESP=00006d00\nEIP=0000fff0 EFL=00000002 [-------] CPL=0 HLT=1\n\
+    const NARROW: &str = "EAX=00000000 EBX=0 ECX=00000020\nESI=0 EDI=00000000 ESP=00006d00\nEIP=0000fff0 EFL=00000002 [-------] CPL=0 HLT=1\n\
         GS =0000 00000000 0000ffff 00009300\nGDT=     00000000 0000ffff\nCR0=60000010\nEFER=0000000000000000\n";
 
     fn two() -> String {
@@ -170,6 +179,9 @@ mod tests {
             narrow: false,
             rip: Gva(0x40_1000),
             rsp: Gva(0x7ffd_1234_5678),
+            rax: 1,
+            rcx: 3,
+            rdi: Gva(0x7f00_0000_0008),
             gs_base: Gva(0x7f11_2233_4455),
             gdt: Gva(0xffff_fe00_0000_1000),
         };
@@ -180,6 +192,9 @@ mod tests {
             narrow: true,
             rip: Gva(0xfff0),
             rsp: Gva(0x6d00),
+            rax: 0,
+            rcx: 0x20,
+            rdi: Gva(0),
             gs_base: Gva(0),
             gdt: Gva(0),
         };
@@ -188,7 +203,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_double_is_refused() {
-        for gone in ["CPL=3", "CR0=", "EFER=", "GDT=", "GS =", "RSP=", "CPU#1", "CPU#0"] {
+        for gone in ["CPL=3", "CR0=", "EFER=", "GDT=", "GS =", "RSP=", "RDI=", "RCX=", "CPU#1", "CPU#0"] {
             let text = two().replace(gone, "");
             let vcpus = parse(&text);
             assert!(vcpus.is_err() || gone.starts_with("CPU"), "{gone}");

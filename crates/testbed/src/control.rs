@@ -1,5 +1,6 @@
 //! Requests to the server in the guest, over the socket of its second serial port.
 
+use crate::endpoints::Endpoints;
 use crate::error::{Context, Error};
 use elision_actor::protocol::{
     Command, Counter, Health, LINE_LIMIT, Process, Request, ShellResult, Spawned, Status,
@@ -9,7 +10,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A process to play; see the actor's places and modes.
@@ -73,12 +73,14 @@ pub struct Control {
     partial: Vec<u8>,
     next: u64,
     limit: Duration,
+    endpoints: Endpoints,
 }
 
 impl Control {
     /// Connects and waits until the guest answers. Replies of a former life of the guest, or to a
     /// former connection, are skipped.
-    pub fn connect(socket: &Path, limit: Duration) -> Result<Self, Error> {
+    pub(crate) fn connect(endpoints: &Endpoints, limit: Duration) -> Result<Self, Error> {
+        let socket = &endpoints.control_socket();
         let until = Instant::now() + limit;
         let port = loop {
             match UnixStream::connect(socket) {
@@ -91,7 +93,14 @@ impl Control {
         let lines = BufReader::new(port.try_clone().context("clone", socket)?);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let next = u64::try_from(now.as_micros()).unwrap_or(0) << 10;
-        let mut control = Self { port, lines, partial: Vec::new(), next, limit: Duration::from_secs(240) };
+        let mut control = Self {
+            port,
+            lines,
+            partial: Vec::new(),
+            next,
+            limit: Duration::from_secs(240),
+            endpoints: endpoints.clone(),
+        };
         loop {
             // The guest may not listen yet, or read this as the end of half a request.
             let left = until.saturating_duration_since(Instant::now());
@@ -192,8 +201,10 @@ impl Control {
         self.send_bytes(&request).and_then(|()| self.send_bytes(b"\n")).map_err(|_| silent())?;
         loop {
             let Some(line) = self.line(until) else {
-                let is_late = Instant::now() >= until;
-                return Err(if is_late { silent() } else { Error::Ended { request: name(command) } });
+                if Instant::now() >= until {
+                    return Err(silent());
+                }
+                return Err(Error::Ended { request: name(command), console: self.endpoints.last_words() });
             };
             let Ok(mut reply) = serde_json::from_slice::<Value>(&line) else { continue };
             if reply["id"] != id {

@@ -67,9 +67,19 @@ impl Endpoints {
         Console::new(self.folder.join("console.log"))
     }
 
+    /// The end of the console, and all that QEMU itself wrote.
+    pub(crate) fn last_words(&self) -> String {
+        let mut words = self.console().tail(25);
+        if let Ok(log) = std::fs::read_to_string(self.qemu_log()) {
+            words.push('\n');
+            words.push_str(log.trim_end());
+        }
+        words
+    }
+
     /// Connects to the server in the guest and waits until it answers.
     pub fn connect(&self, limit: std::time::Duration) -> Result<Control, Error> {
-        Control::connect(&self.control_socket(), limit)
+        Control::connect(self, limit)
     }
 
     /// Runs one QMP command.

@@ -63,10 +63,12 @@ pub enum Error {
         console: String,
     },
     /// The guest's port was closed before it answered.
-    #[error("The guest's QEMU ended before it answered '{request}'")]
+    #[error("The guest's QEMU ended before it answered '{request}'. Its console ended with:\n{console}")]
     Ended {
         /// The request.
         request: String,
+        /// Last lines of the console.
+        console: String,
     },
     /// The guest did not answer in time.
     #[error("The guest did not answer '{request}' within {seconds} s")]

@@ -192,10 +192,5 @@ fn quit(endpoints: &Endpoints) -> Result<(), Error> {
 }
 
 fn not_ready(endpoints: &Endpoints, reason: String) -> Error {
-    let mut console = endpoints.console().tail(25);
-    if let Ok(log) = std::fs::read_to_string(endpoints.qemu_log()) {
-        console.push('\n');
-        console.push_str(log.trim_end());
-    }
-    Error::NotReady { reason, console }
+    Error::NotReady { reason, console: endpoints.last_words() }
 }

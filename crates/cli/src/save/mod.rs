@@ -28,11 +28,12 @@ use elision_image::{
 };
 use elision_kernel::Kernel;
 use elision_memory::Ram;
-use elision_plan::Selection;
+use elision_plan::{SeenBlocks, Selection};
 use elision_policy::Policy;
 use elision_qemu::Vm;
 use pause::{Captured, How, Task};
 use report::Saved;
+use std::cell::RefCell;
 use std::num::NonZero;
 use std::thread;
 use std::time::Instant;
@@ -110,7 +111,9 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Failed, NO_BASE).with_help(NO_BASE_HELP));
     }
     done("prepared");
-    let task = Task { kernel: &kernel, policy: &policy, how, threads: threads(args) };
+    let seen = runs.then(|| RefCell::new(seen_blocks(&kernel)));
+    done("blocks of memory seen");
+    let task = Task { kernel: &kernel, policy: &policy, how, seen, threads: threads(args) };
     let captured = pause::capture(&mut vm, &task, &mut writer, &mut agent);
     bar.finish_and_clear();
     done("captured");
@@ -167,6 +170,17 @@ fn how_live(
         tracing::debug!(%error, "QEMU fills in its memory in the pause");
     }
     Ok(How::Snapshot)
+}
+
+/// What is seen of memory that may be being cleared at a stop, in a VM that runs.
+fn seen_blocks(kernel: &Kernel<'_>) -> SeenBlocks {
+    let mut seen = SeenBlocks::default();
+    for _ in 0..2 {
+        if let Err(error) = seen.look(kernel) {
+            tracing::debug!(%error, "the guest changed while its memory was looked at");
+        }
+    }
+    seen
 }
 
 fn threads(args: &SaveArgs) -> usize {

@@ -7,9 +7,10 @@ use crate::failure::Failure;
 use crate::session::{options, resume, vcpu_states, vcpu_states_of};
 use elision_image::{ImageWriter, RamStats, Way};
 use elision_kernel::Kernel;
-use elision_plan::{Outcome, Plan, PlanError, Selection, VcpuState, plan, plan_late};
+use elision_plan::{Outcome, Plan, PlanError, SeenBlocks, Selection, VcpuState, plan, plan_late};
 use elision_policy::Policy;
 use elision_qemu::{DeviceState, Form, Guardian, Registers, Vm};
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -59,6 +60,8 @@ pub(super) struct Task<'a> {
     pub(super) kernel: &'a Kernel<'a>,
     pub(super) policy: &'a Policy,
     pub(super) how: How,
+    /// What was seen of memory that may be being cleared when the VM is stopped.
+    pub(super) seen: Option<RefCell<SeenBlocks>>,
     /// How many threads write memory.
     pub(super) threads: usize,
 }
@@ -294,6 +297,10 @@ impl Task<'_> {
             Ok((plan(kernel, &selection, vcpus, options(policy, policy.save.best_effort()))?, selection))
         });
         kernel.ram().check()?;
-        planned.map_err(Held::Plan)
+        let planned = planned.map_err(Held::Plan)?;
+        if let Some(seen) = &self.seen {
+            seen.borrow_mut().settle(&planned.0.fresh).map_err(Held::Plan)?;
+        }
+        Ok(planned)
     }
 }

@@ -1,7 +1,7 @@
 //! The one pass over all descriptors that planning needs.
 
 use super::orphans::Unmapped;
-use super::unlisted::Unlisted;
+use super::unlisted::{Fresh, Unlisted};
 use crate::page::{PageType, Raw};
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, RamRegion};
@@ -46,6 +46,8 @@ pub struct Census {
     pub unmapped: Vec<Unmapped>,
     /// Runs of frames that are free if they are on no free list, and of some that are on one.
     pub unlisted: Vec<Range<Gfn>>,
+    /// Blocks in use that may be being cleared, if their frames are on no free list.
+    pub fresh: Vec<Fresh>,
 }
 
 impl Kernel<'_> {
@@ -55,11 +57,12 @@ impl Kernel<'_> {
         let chunks: Vec<Range<Gfn>> = self.ram.layout().regions().iter().flat_map(chunks_of).collect();
         let parts: Vec<Census> = chunks.par_iter().map(|frames| self.census_of(frames, &batched)).collect();
         let mut census = Census::default();
-        for Census { slabs, unmapped, unlisted } in parts {
+        for Census { slabs, unmapped, unlisted, fresh } in parts {
             slabs.frames.into_iter().for_each(|run| census.slabs.add(run));
             census.slabs.heads.extend(slabs.heads);
             census.unmapped.extend(unmapped);
             census.unlisted.extend(unlisted);
+            census.fresh.extend(fresh);
         }
         Ok(census)
     }
@@ -81,7 +84,9 @@ impl Kernel<'_> {
                 census.unmapped.extend(self.unmapped(gfn, raw, batched));
             }
         });
+        unlisted.close();
         census.unlisted = unlisted.runs;
+        census.fresh = unlisted.fresh;
         census
     }
 }

@@ -26,3 +26,4 @@ pub use orphans::Unmapped;
 pub use owner::FrameOwner;
 pub(crate) use owner::FrameOwnerLayout;
 pub use scan::FrameScan;
+pub use unlisted::Fresh;

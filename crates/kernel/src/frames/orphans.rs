@@ -9,7 +9,7 @@
 
 use super::FrameKind;
 use crate::layout::layout;
-use crate::page::{PageKind, Raw};
+use crate::page::{PageKind, Raw, UNMAPPED};
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, Gva, PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,6 @@ layout! {
 }
 
 const WHAT: &str = "areas of an anonymous page";
-const UNMAPPED: u32 = u32::MAX;
 /// More areas than this that may map one page: whose it is is then not told.
 const AREA_LIMIT: usize = 4096;
 

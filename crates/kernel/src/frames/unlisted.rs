@@ -3,8 +3,11 @@
 //!
 //! Until the kernel has cleared them for their next owner they hold what the last one left. Such a frame has no
 //! reference, no mark, no file and no area, and is behind no frame that may be the first of a block in use: of a block
-//! that is no compound page, only the first frame has references (`mm/page_alloc.c`). Before 6.14 a block gets its
-//! reference before it is cleared: then it looks like any block of the kernel's, and stays.
+//! that is no compound page, only the first frame has references (`mm/page_alloc.c`).
+//!
+//! Before 6.14 a block gets its reference before it is cleared, and a kernel that does not clear what it allocates leaves
+//! that to who maps it. Such a block looks like any that the kernel has for itself: only that it was not there a moment
+//! before tells it from those ([`Fresh`]).
 
 use crate::page::{PageType, Raw};
 use crate::{Kernel, KernelError};
@@ -16,12 +19,31 @@ const LARGEST_ORDER: u32 = 10;
 /// Allocations under way beside one of each CPU.
 const PREEMPTED: u64 = 16;
 
+/// Blocks that are no compound pages, from this many frames behind their first on. The kernel takes smaller ones all the
+/// time: a process's top page table is one of two frames.
+const FEWEST_BEHIND: u64 = 3;
+/// Compound pages, likewise: a huge page has 512 frames.
+const FEWEST_TAILS: u64 = 511;
+
+/// A block in use that nothing tells the use of: the kernel has it for itself, or clears it for its next owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fresh {
+    /// Its first frame.
+    pub first: Gfn,
+    /// Frames behind that, of the block as far as they are on no list.
+    behind: u64,
+    is_compound: bool,
+}
+
 /// What one pass over descriptors, ascending from the beginning of a block, finds.
 #[derive(Default)]
 pub(super) struct Unlisted {
     /// The end of the block that the last frame with a use may be the first of.
     block_end: u64,
     pub(super) runs: Vec<Range<Gfn>>,
+    pub(super) fresh: Vec<Fresh>,
+    /// The block that the next frame may belong to.
+    open: Option<Fresh>,
 }
 
 impl Unlisted {
@@ -29,23 +51,43 @@ impl Unlisted {
     pub(super) fn look(&mut self, kernel: &Kernel<'_>, gfn: Gfn, raw: &Raw, is_tail: bool) {
         let layout = &kernel.profile.page;
         if is_tail {
-            return;
+            return self.extend(true);
         }
         if !layout.is_unused(raw) {
+            self.close();
+            let is_compound = layout.is_compound(raw);
+            self.open = layout.is_fresh(raw).then_some(Fresh { first: gfn, behind: 0, is_compound });
             let order = match layout.page_type(raw) {
                 Some(PageType::Buddy) => u32::try_from(raw.u64(layout.private)).unwrap_or(LARGEST_ORDER),
                 Some(_) => 0,
                 // The tails of a compound page say so themselves, and what has a mapping is of no block.
-                None if layout.is_compound(raw) || raw.u64(layout.mapping) != 0 => 0,
+                None if is_compound || raw.u64(layout.mapping) != 0 => 0,
                 None => gfn.0.trailing_zeros(),
             };
             self.block_end = gfn.0.saturating_add(1 << order.min(LARGEST_ORDER));
-        } else if gfn.0 >= self.block_end {
+        } else if gfn.0 < self.block_end {
+            self.extend(false);
+        } else {
+            self.close();
             match self.runs.last_mut() {
                 Some(last) if last.end == gfn => last.end.0 += 1,
                 _ => self.runs.push(gfn..Gfn(gfn.0 + 1)),
             }
         }
+    }
+
+    /// Counts a frame, a tail of a compound page or not, to the last block.
+    fn extend(&mut self, is_tail: bool) {
+        if let Some(block) = self.open.as_mut().filter(|block| block.is_compound == is_tail) {
+            block.behind += 1;
+        }
+    }
+
+    /// There are no more frames of the last block.
+    pub(super) fn close(&mut self) {
+        let fewest = |block: &Fresh| if block.is_compound { FEWEST_TAILS } else { FEWEST_BEHIND };
+        let is_large = |block: &Fresh| block.behind >= fewest(block);
+        self.fresh.extend(self.open.take().filter(is_large));
     }
 }
 
@@ -68,5 +110,26 @@ impl Kernel<'_> {
             }),
             _ => Ok(found),
         }
+    }
+
+    /// The first frames of those blocks of a census that may be being cleared, of frames that `is_listed` says are on no
+    /// list of free ones.
+    pub fn fresh_blocks(
+        &self,
+        blocks: &[Fresh],
+        is_listed: impl Fn(Gfn) -> bool,
+    ) -> Result<Vec<Gfn>, KernelError> {
+        let clears_all = self.clears_what_it_allocates()?;
+        let is_open = |block: &&Fresh| {
+            let frames = block.first.0..block.first.0 + FEWEST_BEHIND + 1;
+            if block.is_compound { !clears_all } else { !frames.map(Gfn).any(&is_listed) }
+        };
+        Ok(blocks.iter().filter(is_open).map(|block| block.first).collect())
+    }
+
+    /// Whether all memory is cleared before it has an owner: `init_on_alloc`. A kernel that has no such setting does not.
+    fn clears_what_it_allocates(&self) -> Result<bool, KernelError> {
+        let Some(key) = self.symbol("init_on_alloc") else { return Ok(false) };
+        Ok(self.u32(key, "the setting init_on_alloc")? != 0) // `static_key.enabled` comes first
     }
 }

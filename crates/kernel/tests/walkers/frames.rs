@@ -110,14 +110,13 @@ pub(crate) fn compare_kinds(kernel: &Kernel<'_>, truth: &Truth, free: &Frames) {
         |test: &dyn Fn(u64) -> bool| -> Frames { with(&flags, test).into_iter().filter(is_ram).collect() };
     // Free frames keep the last word of their former life.
     let anonymous: Frames = kind(PageKind::Anonymous).difference(free).copied().collect();
+    let shared = kind(PageKind::SharedMemory);
+    let on_lists = told(&|f| f & (LRU | ANON | SWAP_BACKED) == LRU | SWAP_BACKED);
+    let waiting = &told(&|f| f & (LRU | ANON | SWAP_BACKED) == SWAP_BACKED) & &shared;
+    assert!(waiting.len() <= IN_BATCHES, "pages of shared memory that are on no list: {waiting:?}");
     let rows = [
         ("anonymous", anonymous, told(&|f| f & (ANON | SLAB) == ANON && f & BUDDY == 0), DRIFT),
-        (
-            "shared memory",
-            kind(PageKind::SharedMemory),
-            told(&|f| f & (LRU | ANON | SWAP_BACKED) == LRU | SWAP_BACKED),
-            IN_BATCHES,
-        ),
+        ("shared memory", shared, &on_lists | &waiting, 0),
         ("page cache of files", kind(PageKind::File), Frames::new(), 0),
         ("reserved", kind(PageKind::Reserved), told(&|f| f & RESERVED != 0), 0),
         ("tails of compound pages", tails, told(&|f| f & COMPOUND_TAIL != 0), DRIFT),

@@ -135,7 +135,11 @@ fn stop_at_rest(guest: &Guest, policy: &Policy) -> Result<(Vec<VcpuState>, Vec<G
                 user_mode: value(cpu, "CPL=") != 0,
                 gs_base: Gva(value(cpu, "\nGS =0000")),
                 kernel_gs_base: Gva(0),
+                rip: Gva(value(cpu, "RIP")),
                 rsp: Gva(value(cpu, "RSP")),
+                rax: value(cpu, "RAX"),
+                rcx: value(cpu, "RCX"),
+                rdi: Gva(value(cpu, "RDI")),
             })
             .collect();
         if states.len() != 2 || states.iter().any(|vcpu| vcpu.user_mode || vcpu.gs_base.0 >> 63 == 0) {

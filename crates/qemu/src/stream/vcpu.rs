@@ -21,6 +21,12 @@ pub struct Vcpu {
     pub rip: Gva,
     /// Stack pointer.
     pub rsp: Gva,
+    /// RAX.
+    pub rax: u64,
+    /// RCX: what is left for a repeated instruction to do.
+    pub rcx: u64,
+    /// RDI: where it does that.
+    pub rdi: Gva,
     /// Flags.
     pub rflags: u64,
     /// Code segment selector.
@@ -76,6 +82,9 @@ impl DeviceState {
             halted: self.number(common, "halted")? != 0,
             rip: address("env.eip")?,
             rsp: address("env.regs[4]")?,
+            rax: get("env.regs[0]")?,
+            rcx: get("env.regs[1]")?,
+            rdi: address("env.regs[7]")?,
             rflags: get("env.eflags")?,
             cs: u16::try_from(get("env.segs[1]/selector")? & 0xffff).unwrap_or_default(),
             cpl: u8::try_from(cpl).unwrap_or_default(),
