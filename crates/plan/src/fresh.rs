@@ -2,7 +2,7 @@
 //! what the last one left.
 
 use crate::PlanError;
-use elision_kernel::{Kernel, KernelError};
+use elision_kernel::Kernel;
 use elision_memory::Gfn;
 use std::collections::BTreeMap;
 
@@ -16,10 +16,9 @@ pub struct SeenBlocks(BTreeMap<Gfn, u32>);
 
 impl SeenBlocks {
     /// Looks at a VM that runs on.
-    pub fn look(&mut self, kernel: &Kernel<'_>) -> Result<(), KernelError> {
+    pub fn look(&mut self, kernel: &Kernel<'_>) {
         kernel.ram().refresh();
-        kernel.census()?.fresh.iter().for_each(|block| self.see(block.first));
-        Ok(())
+        kernel.fresh_blocks_now().into_iter().for_each(|block| self.see(block));
     }
 
     /// Whether all blocks of a plan ([`crate::Outcome::fresh`]) are known; if not, they are known better afterwards.

@@ -54,8 +54,8 @@ impl Kernel<'_> {
     /// Looks at every descriptor once, with all processors.
     pub fn census(&self) -> Result<Census, KernelError> {
         let batched = self.batch_references()?;
-        let chunks: Vec<Range<Gfn>> = self.ram.layout().regions().iter().flat_map(chunks_of).collect();
-        let parts: Vec<Census> = chunks.par_iter().map(|frames| self.census_of(frames, &batched)).collect();
+        let parts: Vec<Census> =
+            self.chunks().par_iter().map(|frames| self.census_of(frames, &batched)).collect();
         let mut census = Census::default();
         for Census { slabs, unmapped, unlisted, fresh } in parts {
             slabs.frames.into_iter().for_each(|run| census.slabs.add(run));
@@ -65,6 +65,11 @@ impl Kernel<'_> {
             census.fresh.extend(fresh);
         }
         Ok(census)
+    }
+
+    /// All frames, in pieces for the processors.
+    pub(super) fn chunks(&self) -> Vec<Range<Gfn>> {
+        self.ram.layout().regions().iter().flat_map(chunks_of).collect()
     }
 
     fn census_of(&self, frames: &Range<Gfn>, batched: &BTreeMap<Gfn, u32>) -> Census {

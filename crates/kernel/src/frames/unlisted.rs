@@ -12,6 +12,7 @@
 use crate::page::{PageType, Raw};
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, Gva};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// The largest block of the buddy allocator is 2^10 frames.
@@ -110,6 +111,21 @@ impl Kernel<'_> {
             }),
             _ => Ok(found),
         }
+    }
+
+    /// The first frames of blocks that may be being cleared now, in a VM that runs on.
+    #[must_use]
+    pub fn fresh_blocks_now(&self) -> Vec<Gfn> {
+        const STEP: u64 = FEWEST_BEHIND + 1;
+        let layout = &self.profile.page;
+        let is_fresh = |gfn: &Gfn| {
+            let raw = self.raw_page(*gfn).ok().filter(|raw| layout.is_fresh(raw));
+            let behind = || self.raw_page(Gfn(gfn.0 + 1)).is_ok_and(|raw| layout.is_unused(&raw));
+            raw.is_some_and(|raw| layout.is_compound(&raw) || behind())
+        };
+        let aligned =
+            |run: &Range<Gfn>| (run.start.0.div_ceil(STEP)..run.end.0.div_ceil(STEP)).map(|i| Gfn(i * STEP));
+        self.chunks().par_iter().flat_map_iter(|frames| aligned(frames).filter(is_fresh)).collect()
     }
 
     /// The first frames of those blocks of a census that may be being cleared, of frames that `is_listed` says are on no
