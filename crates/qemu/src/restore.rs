@@ -129,7 +129,12 @@ fn load(request: &RestoreRequest<'_>, child: &mut Child, state: &File) -> Result
 }
 
 fn go_on(qmp: &mut Qmp) -> Result<()> {
+    qmp.take_events();
     qmp.execute("cont", json!({}))?;
+    // QEMU has said so then. An answer to a question can take it 10 ms now, while the vCPUs start.
+    if qmp.take_events().iter().any(|event| event.name == "RESUME") {
+        return Ok(());
+    }
     let now = run_state(qmp)?;
     if now.running { Ok(()) } else { Err(failed(format!("the VM is {:?} instead of running", now.name))) }
 }
