@@ -53,11 +53,6 @@ fn wait_for(guest: &mut Guest, command: &str) -> String {
     }
 }
 
-fn save_with_agent(guest: &Guest, image: &Path, policy: &str) -> Output {
-    let mut command = save(guest, image, &["cgroup=/vault"]);
-    command.args(["--agent-policy", policy, "--json"]).output().expect("elision starts")
-}
-
 #[test]
 fn a_busy_container_stands_still_and_a_copy_ends_it_by_itself() {
     calm_and_ended("6.12", if pages::in_full() { 200 } else { 5 });
@@ -79,19 +74,30 @@ fn calm_and_ended(kernel: &str, times: u32) {
     let processes = busy_container(&mut guest);
     let images = Images::new();
     let image = images.path("image");
-    let mut ratios = Vec::new();
+    let (mut ratios, mut repeated) = (Vec::new(), 0);
     for round in 0..times {
         let _ = std::fs::remove_dir_all(&image);
-        let output = save_with_agent(&guest, &image, "require");
+        let mut command = save(&guest, &image, &["cgroup=/vault"]);
+        let output = command.args(["--agent-policy", "require", "--json", "-vv"]).output();
+        let output = output.expect("elision starts");
         assert!(output.status.success(), "round {round}: {}", words(&output));
+        // The kernel itself is not frozen: it may be about to clear memory.
+        let told = String::from_utf8_lossy(&output.stderr);
+        let (others, processes): (Vec<_>, Vec<_>) = told
+            .lines()
+            .filter(|line| line.contains("bad moment"))
+            .partition(|line| line.contains("be clearing"));
+        assert_eq!(processes, [""; 0], "round {round}");
         let saved: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         println!("{} looks, pause {} ms, agent {}", saved["looks"], saved["pause_ms"], saved["agent"]);
         assert_eq!(saved["agent"]["calm"], true, "round {round}: {saved}");
-        assert_eq!(saved["looks"], 1, "round {round}: {saved}");
+        assert_eq!(saved["looks"], 1 + others.len(), "round {round}: {saved}");
+        repeated += others.len();
         let ms = |value: &Value| value.as_f64().expect("a time");
         ratios.push(ms(&saved["agent"]["calm_ms"]) / ms(&saved["pause_ms"]));
     }
     println!("frozen / pause: {ratios:?}");
+    assert!(repeated <= 1 + ratios.len() / 10, "the kernel held up {repeated} saves");
 
     // The source goes on.
     let before = counted(&mut guest, &processes);
