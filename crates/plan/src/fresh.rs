@@ -15,10 +15,15 @@ const MOMENTS: u32 = 2;
 pub struct SeenBlocks(BTreeMap<Gfn, u32>);
 
 impl SeenBlocks {
-    /// Looks at a VM that runs on.
-    pub fn look(&mut self, kernel: &Kernel<'_>) {
-        kernel.ram().refresh();
-        kernel.fresh_blocks_now().into_iter().for_each(|block| self.see(block));
+    /// Looks at a VM that runs on, as often as it takes for blocks that stay to be known.
+    #[must_use]
+    pub fn of(kernel: &Kernel<'_>) -> Self {
+        let mut seen = Self::default();
+        for _ in 0..MOMENTS {
+            kernel.ram().refresh();
+            kernel.fresh_blocks_now().into_iter().for_each(|block| seen.see(block));
+        }
+        seen
     }
 
     /// Whether all blocks of a plan ([`crate::Outcome::fresh`]) are known; if not, they are known better afterwards.

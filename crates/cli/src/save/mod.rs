@@ -111,7 +111,7 @@ pub(crate) fn run(args: &SaveArgs, out: &mut Output) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Failed, NO_BASE).with_help(NO_BASE_HELP));
     }
     done("prepared");
-    let seen = runs.then(|| RefCell::new(seen_blocks(&kernel)));
+    let seen = runs.then(|| RefCell::new(SeenBlocks::of(&kernel)));
     done("blocks of memory seen");
     let task = Task { kernel: &kernel, policy: &policy, how, seen, threads: threads(args) };
     let captured = pause::capture(&mut vm, &task, &mut writer, &mut agent);
@@ -170,14 +170,6 @@ fn how_live(
         tracing::debug!(%error, "QEMU fills in its memory in the pause");
     }
     Ok(How::Snapshot)
-}
-
-/// What is seen of memory that may be being cleared at a stop, in a VM that runs.
-fn seen_blocks(kernel: &Kernel<'_>) -> SeenBlocks {
-    let mut seen = SeenBlocks::default();
-    seen.look(kernel);
-    seen.look(kernel);
-    seen
 }
 
 fn threads(args: &SaveArgs) -> usize {

@@ -5,6 +5,7 @@ use elision_wire::{Answer, Ask, Calm, Envelope, Reader, VERSIONS, encode};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -154,4 +155,16 @@ pub(crate) fn false_agent(
             }
         }
     });
+}
+
+/// How often a save, told with `-vv`, has let the guest run on because its kernel was about to clear memory: that is not
+/// frozen. No process may have been in the way.
+pub(crate) fn held_up_by_kernel(output: &Output) -> usize {
+    let told = String::from_utf8_lossy(&output.stderr);
+    let (by_kernel, by_others): (Vec<_>, Vec<_>) = told
+        .lines()
+        .filter(|line| line.contains("bad moment"))
+        .partition(|line| line.contains("be clearing"));
+    assert_eq!(by_others, [""; 0]);
+    by_kernel.len()
 }
