@@ -28,6 +28,7 @@ enum Mode {
     Threads(usize),
     Fork(usize),
     Crowd(usize),
+    Share,
     End,
 }
 
@@ -68,6 +69,10 @@ impl Role {
                 self.report(&plants, children, 1)?;
                 Idle::Block.run(counter, &registers)
             }
+            Mode::Share => {
+                self.report(&plants, vec![sharing_child()?], 1)?;
+                Idle::Block.run(counter, &registers)
+            }
             Mode::End => self.report(&plants, Vec::new(), 1),
         })
     }
@@ -97,6 +102,7 @@ impl Mode {
             "threads" => Ok(Self::Threads(number(64)?)),
             "fork" => Ok(Self::Fork(number(4)?)),
             "crowd" => Ok(Self::Crowd(number(1000)?)),
+            "share" => Ok(Self::Share),
             "end" => Ok(Self::End),
             _ => Err(bad()),
         }
@@ -212,4 +218,20 @@ fn crowd(n: usize) -> io::Result<Vec<i32>> {
             }
         })
         .collect()
+}
+
+/// Starts a process in this one's memory, as `vfork` does, that does nothing but sleep.
+fn sharing_child() -> io::Result<i32> {
+    extern "C" fn sleep(_: *mut libc::c_void) -> libc::c_int {
+        loop {
+            // SAFETY: it only waits for a signal.
+            unsafe { libc::pause() };
+        }
+    }
+    let stack = vec![0_u128; 4096].leak().as_mut_ptr_range().end.cast();
+    // SAFETY: the stack is the child's alone, and the child touches nothing else of the memory that it shares.
+    match unsafe { libc::clone(sleep, stack, libc::CLONE_VM | libc::SIGCHLD, std::ptr::null_mut()) } {
+        -1 => Err(io::Error::last_os_error()),
+        child => Ok(child),
+    }
 }

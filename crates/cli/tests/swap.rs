@@ -140,6 +140,49 @@ fn pages_of_the_swap_cache_are_dropped_on_other_kernels() {
     }
 }
 
+/// A page that only an excluded process maps can be the copy of what its parent has in swap since it forked.
+#[test]
+fn a_copy_of_what_another_process_has_in_swap_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (options, modules) = swap::with_disk(GuestOptions::new("7"), &["virtio_blk"], folder.path());
+    let mut guest = options.boot().expect("the guest boots");
+    swap::turn_on_at(&mut guest, &modules, "/dev/vda");
+    let parent = guest.control().spawn(&Spawn::new("family", "heap=16M", "crowd=1").cgroup("family"));
+    let parent = parent.expect("two processes");
+    let child = parent.children[0];
+    sh(&mut guest, "echo 16M > /sys/fs/cgroup/family/memory.reclaim || true");
+    let before = in_swap(&mut guest, child);
+    read_ahead(&mut guest, child);
+    let [of_child, of_parent] = [child, parent.pid].map(|pid| in_swap(&mut guest, pid));
+    assert!(
+        before > 8192 && of_child + 512 <= before,
+        "control: the child has {before} KiB in swap, then {of_child}"
+    );
+    assert!(
+        of_parent > of_child + 512,
+        "control: the parent has {of_parent} KiB there, the child had {before}"
+    );
+
+    let images = Images::new();
+    let (plain, elided) = (images.path("plain"), images.path("elided"));
+    json(&mut save(&guest, &plain, &[]));
+    // A few pages of the child are its own.
+    json(save(&guest, &elided, &[&format!("pid={child}")]).arg("--best-effort"));
+    let [all, kept] = [&plain, &elided].map(|image| copies(image, &["family"])[0]);
+    println!("copies in memory: {all}, then {kept}");
+    // What the child has alone goes: a page or so.
+    assert!(kept <= all && all - kept < 256, "{all} copies, then {kept}");
+
+    let (from, count) = (parent.planted[0].address / 4096, parent.planted[0].len / 4096);
+    let sum =
+        format!("dd if=/proc/{}/mem bs=4096 skip={from} count={count} 2>/dev/null | md5sum", parent.pid);
+    let expected = sh(&mut guest, &sum);
+    drop(guest);
+    let mut restored = restore(&options, &elided);
+    assert_eq!(sh(&mut restored, &sum), expected);
+    assert_eq!(restored.console_problems(), Vec::<String>::new());
+}
+
 /// Swap in the guest's own memory: what it holds is compressed there and is refused.
 fn pages_in_zram_are_refused(kernel: &str) {
     let folder = tempfile::tempdir().expect("a folder");

@@ -113,6 +113,10 @@ pub struct Page {
     pub refcount: u32,
     /// The page's own count of page-table entries that map it, minus one.
     pub mapcount: u32,
+    /// No more entries of page tables than this lead to the page or a part of it, a large one counted once. Not told
+    /// while the page is locked, written, or in the swap cache: up to Linux 5.10 an entry may be written before it is
+    /// counted there.
+    pub mappings: Option<u32>,
 }
 
 /// The bytes of one descriptor.
@@ -126,13 +130,15 @@ impl Raw {
     }
 
     pub(crate) fn u64(&self, offset: u64) -> u64 {
-        u64::from(self.u32(offset)) | u64::from(self.u32(offset + 4)) << 32
+        self.bytes(offset).map_or(0, u64::from_le_bytes)
     }
 
     fn u32(&self, offset: u64) -> u32 {
-        let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = self.0.get(at..).and_then(|rest| rest.first_chunk());
-        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+        self.bytes(offset).map_or(0, u32::from_le_bytes)
+    }
+
+    fn bytes<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
+        self.0.get(usize::try_from(offset).ok()?..)?.first_chunk().copied()
     }
 }
 
@@ -248,10 +254,15 @@ impl PageLayout {
         self.has(raw, self.head_flag)
     }
 
+    /// Whether it is a part of a compound page, but not its first.
+    pub(crate) fn is_tail(&self, raw: &Raw) -> bool {
+        self.compound_head.or(self.compound_info).is_some_and(|field| raw.u64(field) & 1 != 0)
+    }
+
     /// Whether nothing tells of a use of the page, nor that it is on a list of free pages.
     pub(crate) fn is_unused(&self, raw: &Raw) -> bool {
-        self.is_unmarked(raw)
-            && self.counts(raw).references == 0
+        self.counts(raw).references == 0
+            && self.is_unmarked(raw)
             && !self.is_compound(raw)
             && self.charge_word(raw).unwrap_or(0) == 0
     }
@@ -263,10 +274,17 @@ impl PageLayout {
 
     /// Whether the page has no type, no mapping, and is on no list.
     fn is_unmarked(&self, raw: &Raw) -> bool {
-        let marks = [self.reserved, self.lru_flag, self.locked_flag, self.writeback_flag, self.swap_backed];
+        let marks = [
+            self.reserved,
+            self.lru_flag,
+            self.locked_flag,
+            self.writeback_flag,
+            self.swap_backed,
+            self.slab_flag,
+        ];
+        // The word of a type that is not a flag is the count.
         raw.u64(self.mapping) == 0
             && self.counts(raw).mapped == UNMAPPED
-            && self.page_type(raw).is_none()
             && !marks.into_iter().any(|flag| self.has(raw, flag))
     }
 
@@ -288,8 +306,17 @@ impl Kernel<'_> {
         let own = self.raw_page(gfn)?;
         let head = self.head_of(gfn, &own)?;
         let raw = if head == gfn { own } else { self.raw_page(head)? };
-        let kind = layout.kind(&raw);
-        Ok(Page { gfn, head, kind, refcount: raw.u32(layout.refcount), mapcount: own.u32(layout.mapcount) })
+        let Counts { references, mapped } = layout.counts(&raw);
+        // Newer kernels have no count for each part of a compound page; every entry holds a reference.
+        let mappings = if layout.is_compound(&raw) { references } else { mapped.wrapping_sub(UNMAPPED) };
+        Ok(Page {
+            gfn,
+            head,
+            kind: layout.kind(&raw),
+            refcount: references,
+            mapcount: layout.counts(&own).mapped,
+            mappings: Some(mappings).filter(|_| !layout.is_busy(&raw)),
+        })
     }
 
     /// Whether a page belongs to the swap cache, given by the head of its compound page.

@@ -97,6 +97,14 @@ impl Kernel<'_> {
         self.symbol("zswap_stored_pages").map_or(Ok(0), |at| self.u32(at, WHAT).map(u64::from))
     }
 
+    /// The slot in swap that a page in memory has.
+    pub fn slot_of(&self, gfn: Gfn) -> Result<Option<SwapSlot>, KernelError> {
+        let head = self.head_of(gfn, &self.raw_page(gfn)?)?;
+        let raw = self.raw_page(head)?;
+        let first = SwapSlot::of_entry(raw.u64(self.profile.swap.entry));
+        Ok(Some(first.plus(gfn.0 - head.0)).filter(|_| self.profile.page.is_in_swap_cache(&raw)))
+    }
+
     /// Calls `visit` with each page in memory that has a slot in swap.
     pub fn for_each_in_swap_cache(
         &self,

@@ -77,7 +77,7 @@ pub fn plan(
         survey.survey_swap(selection, &mut summary)?;
         survey.survey_free()
     };
-    // The tables of a large process are walked by one thread: the others look at descriptors meanwhile.
+    // Much of this is one thread's work: the others look at descriptors meanwhile.
     let (found, census) = rayon::join(found, || kernel.census());
     found?;
     let census = census?;

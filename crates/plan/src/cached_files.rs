@@ -224,7 +224,10 @@ impl Survey<'_, '_, '_> {
                 },
             };
             let bytes = (folio.frames.end - folio.frames.start) * PAGE_SIZE as u64;
-            let is_kept = folio.frames.clone().any(|frame| self.frames.table.is_kept(Gfn(frame)));
+            let mut is_kept = false;
+            for frame in folio.frames.clone() {
+                is_kept |= self.frames.is_kept(Gfn(frame))?;
+            }
             if is_kept && wanted != Wanted::Named {
                 continue;
             }

@@ -9,11 +9,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// One byte and one word for each frame.
+/// Two bytes and two words for each frame.
 pub(crate) struct FrameTable {
     reason: Vec<Option<DropReason>>,
     /// Process id of an excluded user, 0 for none.
     owner: Vec<u32>,
+    /// How many entries of excluded processes' page tables lead to it; those of a large page count for its first frame.
+    entries: Vec<u32>,
     /// Set by several threads at once.
     kept: Vec<AtomicBool>,
     hugetlb: BTreeSet<Gfn>,
@@ -37,7 +39,7 @@ impl FrameTable {
     pub(crate) fn new(limit: Gfn) -> Self {
         let n = usize::try_from(limit.0).unwrap_or(0);
         let kept = std::iter::repeat_with(AtomicBool::default).take(n).collect();
-        Self { reason: vec![None; n], owner: vec![0; n], kept, hugetlb: BTreeSet::new() }
+        Self { reason: vec![None; n], owner: vec![0; n], entries: vec![0; n], kept, hugetlb: BTreeSet::new() }
     }
 
     pub(crate) fn set_owner(&mut self, gfn: Gfn, pid: u32) {
@@ -46,6 +48,17 @@ impl FrameTable {
                 *owner = pid;
             }
         }
+    }
+
+    /// Counts an entry of an excluded process's page table.
+    pub(crate) fn count_entry(&mut self, first: Gfn) {
+        if let Some(entries) = index(first).and_then(|i| self.entries.get_mut(i)) {
+            *entries = entries.saturating_add(1);
+        }
+    }
+
+    pub(crate) fn entries(&self, gfn: Gfn) -> u32 {
+        index(gfn).and_then(|i| self.entries.get(i)).copied().unwrap_or(0)
     }
 
     /// Notes that the frame is a part of a huge page of hugetlbfs.
@@ -174,4 +187,9 @@ fn index(gfn: Gfn) -> Option<usize> {
 /// Nothing is left half done by a panic under these locks.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What several threads have found.
+pub(crate) fn owned<T>(mutex: Mutex<T>) -> T {
+    mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

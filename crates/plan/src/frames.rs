@@ -1,19 +1,18 @@
 //! Which frames are left out: memory of excluded processes that nobody else uses, and free memory.
 //!
 //! A frame belongs to the excluded processes when their page tables or their shared memory objects
-//! lead to it and no kept process's do. Mapping counts in `struct page` are not used: newer kernels
-//! do not keep them for each page of a large folio.
+//! lead to it and no kept process's do: see `kept.rs`.
 
-use crate::frame_table::{FrameTable, LargeLeaves, Mapper, lock};
+use crate::frame_table::{FrameTable, LargeLeaves, Mapper};
+use crate::kept::Kept;
 use crate::regions::Regions;
 use crate::swap::{self, Swapped};
 use crate::{DropReason, PlanError, PlanSummary, Selection};
-use elision_kernel::{Entry, Fresh, Kernel, KernelError, Mm, PageKind, Process, Pte, SwapSlot, Vma};
+use elision_kernel::{Entry, Fresh, Kernel, KernelError, Mm, Page, PageKind, Process, Pte, SwapSlot, Vma};
 use elision_memory::{Budget, Gfn, Gva, WalkError};
-use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 const ISA_HOLE: Range<u64> = 0xa0..0x100; // video memory and ROMs are no free memory
 
@@ -24,16 +23,6 @@ const SLOTS_IN_FRAME: u64 = 128;
 /// What stands in the way of leaving everything out.
 pub(crate) type Unaccounted = Vec<String>;
 
-/// What processes that stay share with excluded ones, as several threads find it: seldom anything, so that they are
-/// not in each other's way.
-#[derive(Default)]
-struct AlsoKept {
-    /// Shared memory objects that they have open.
-    mappings: Mutex<BTreeSet<Gva>>,
-    /// Runs of slots in swap.
-    slots: Mutex<BTreeSet<(SwapSlot, u64)>>,
-}
-
 /// Shared memory objects, by their page cache, with an excluded process that maps each.
 #[derive(Default)]
 struct SharedObjects {
@@ -43,15 +32,16 @@ struct SharedObjects {
 pub(crate) struct FrameSurvey<'a, 'k> {
     pub(crate) kernel: &'a Kernel<'k>,
     pub(crate) table: FrameTable,
+    pub(crate) kept: Kept,
     budget: Budget,
-    large: Mutex<LargeLeaves>,
+    pub(crate) large: Mutex<LargeLeaves>,
     /// Areas, file table slots and page cache entries that may still be looked at: a guest has no
     /// more than fit into its RAM, and forged ones that lead to the same memory again and again end here.
     areas_left: Budget,
     pub(crate) slots_left: Budget,
     pub(crate) cached_left: u64,
-    swap_areas: u32,
-    swapped: Swapped,
+    pub(crate) swap_areas: u32,
+    pub(crate) swapped: Swapped,
     pub(crate) unaccounted: Unaccounted,
 }
 
@@ -61,6 +51,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         Ok(Self {
             kernel,
             table: FrameTable::new(limit),
+            kept: Kept::default(),
             // A table page belongs to one address space: a guest cannot have more than it has frames.
             // Tables that hugetlbfs shares are few beside the frames that they lead to.
             budget: Budget::new(limit.0),
@@ -90,7 +81,6 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 }
             }
         }
-        let is_asked = !(spaces.is_empty() && regions.is_empty() && selection.files.is_empty());
         let (mut seen, mut kept) = (BTreeSet::new(), Vec::new());
         for process in selection.kept() {
             let Some(addr) = process.mm.filter(|_| !process.kernel_thread) else { continue };
@@ -101,24 +91,26 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 ));
             }
             let is_first = seen.insert(addr);
-            kept.push((process, Some(addr).filter(|_| is_first && is_asked)));
+            if is_first && !regions.are_marked_by(addr) {
+                self.kept.add(addr);
+            }
+            kept.push((process, Some(addr).filter(|_| is_first)));
         }
-        let also = AlsoKept::default();
-        let looked: Vec<Result<(), PlanError>> = kept
-            .par_iter()
-            .map(|(process, space)| self.kept_process(process, *space, &shared, &regions, &also))
-            .collect();
-        looked.into_iter().collect::<Result<(), _>>()?; // the first error, whichever thread was faster
-        for (first, pages) in owned(also.slots) {
-            self.swapped.keep(first, pages);
-        }
-        for mapping in owned(also.mappings) {
-            shared.excluded.remove(&mapping);
+        if !shared.excluded.is_empty() {
+            let kernel = self.kernel;
+            for file in self.kept_files(selection)? {
+                kernel.file_mapping(*file)?.and_then(|mapping| shared.excluded.remove(&mapping));
+            }
         }
         for mapping in shared.excluded.keys().copied().collect::<Vec<_>>() {
             if !self.kernel.spaces_that_map(mapping, &self.areas_left)?.is_disjoint(&seen) {
                 shared.excluded.remove(&mapping);
             }
+        }
+        // There is much to ask then, or what no count of the kernel's tells: who uses a page table, or a slot in swap.
+        let shares_all = spaces.keys().any(|addr| seen.contains(addr));
+        if shares_all || !(regions.is_empty() && selection.files.is_empty() && self.swapped.is_empty()) {
+            self.walk_kept()?;
         }
         for (process, space) in kept {
             if let Some(addr) = space {
@@ -158,6 +150,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                     Pte::Memory(gpa) => {
                         let hugetlb = is_hugetlb(&vmas, leaf.gva);
                         let mapper = Mapper::Excluded { hugetlb };
+                        table.count_entry(gpa.gfn());
                         for gfn in table.new_frames(large, gpa.gfn(), entry.size, mapper) {
                             table.set_owner(gfn, pid);
                             if hugetlb {
@@ -180,40 +173,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         Ok(())
     }
 
-    /// Keeps what a process has that stays, and finds out what it shares with excluded ones. Several threads do this at
-    /// once, each for other processes. Marked memory is looked at by [`FrameSurvey::marked_space`].
-    fn kept_process(
-        &self,
-        process: &Process,
-        space: Option<Gva>,
-        shared: &SharedObjects,
-        regions: &Regions<'_>,
-        also: &AlsoKept,
-    ) -> Result<(), PlanError> {
-        if !shared.excluded.is_empty() {
-            self.kernel.for_each_open_mapping(process, &self.slots_left, &mut |mapping| {
-                if shared.excluded.contains_key(&mapping) {
-                    lock(&also.mappings).insert(mapping);
-                }
-            })?;
-        }
-        let Some(addr) = space.filter(|addr| !regions.are_marked_by(*addr)) else { return Ok(()) };
-        self.walk(self.kernel.mm(addr)?, |_, entry| match entry.pte {
-            Pte::Memory(gpa) => {
-                let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Kept);
-                frames.for_each(|gfn| self.table.keep(gfn));
-            }
-            Pte::Swap { area, slot } => {
-                let (first, pages) = (SwapSlot { area, slot }, entry.size.frames());
-                if self.swapped.has(first, pages) {
-                    lock(&also.slots).insert((first, pages));
-                }
-            }
-            Pte::Marker | Pte::Special(_) => {}
-        })
-    }
-
-    /// The same for an address space some areas of which may be marked.
+    /// Keeps what a process maps some areas of which may be marked, but for those.
     fn marked_space(
         &mut self,
         process: &Process,
@@ -236,6 +196,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
                 if self.swapped.has(first, pages) {
                     kept_slots.insert((first, pages));
                 }
+                self.keep_copies(first, pages);
             }
             match (entry.pte, marked.at(gva)) {
                 (Pte::Memory(gpa), None) => {
@@ -271,7 +232,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         Err(KernelError::Torn { what: "VMA", at: mm.addr, why }.into())
     }
 
-    fn walk(&self, mm: Mm, mut visit: impl FnMut(Gva, Entry)) -> Result<(), PlanError> {
+    pub(crate) fn walk(&self, mm: Mm, mut visit: impl FnMut(Gva, Entry)) -> Result<(), PlanError> {
         let walked: Result<(), WalkError> =
             mm.tables.walk(self.kernel.ram(), mm.tables.user_range(), &self.budget, |leaf| {
                 visit(leaf.gva, Entry::of(leaf, self.swap_areas));
@@ -298,7 +259,7 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         let is_whole = hugetlb || self.kernel.is_secret_memory(mapping)?;
         for gfn in frames {
             let is_shmem = is_whole || self.kernel.page(gfn)?.kind == PageKind::SharedMemory;
-            if is_shmem && !self.table.is_kept(gfn) {
+            if is_shmem && !self.is_kept(gfn)? {
                 self.table.set_owner(gfn, pid);
                 let reason = if hugetlb { DropReason::HugeTlb } else { DropReason::SharedMemory };
                 self.table.drop_frame(gfn, reason);
@@ -312,26 +273,56 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         Ok(())
     }
 
+    /// Decides on what excluded processes map, page by page.
     fn decide(&mut self, summary: &mut PlanSummary) -> Result<(), PlanError> {
-        let mut folios = BTreeSet::new();
-        for frame in self.table.owned() {
-            if self.table.is_dropped(frame) {
+        let (mut page, mut undecided) = (Vec::<Page>::new(), Vec::new());
+        for gfn in self.table.owned() {
+            if self.table.is_dropped(gfn) {
                 continue;
             }
-            let mut stays = |what: &str| *summary.kept_frames.entry(what.to_owned()).or_default() += 1;
-            if self.table.is_kept(frame) {
-                stays("mapped by other processes too");
-                continue;
+            let frame = self.kernel.page(gfn)?;
+            if page.first().is_some_and(|first| first.head != frame.head) {
+                self.decide_if_told(std::mem::take(&mut page), &mut undecided, summary)?;
             }
-            let page = self.kernel.page(frame)?;
-            match page.kind {
+            page.push(frame);
+        }
+        self.decide_if_told(page, &mut undecided, summary)?;
+        if !undecided.is_empty() {
+            self.walk_kept()?;
+        }
+        undecided.iter().try_for_each(|page| self.decide_page(page, summary))
+    }
+
+    /// Decides on the frames of a page unless it must be known first what others map.
+    fn decide_if_told(
+        &mut self,
+        page: Vec<Page>,
+        undecided: &mut Vec<Vec<Page>>,
+        summary: &mut PlanSummary,
+    ) -> Result<(), PlanError> {
+        let is_private = |frame: &Page| matches!(frame.kind, PageKind::Anonymous | PageKind::Merged);
+        if page.iter().any(is_private) && !self.is_told(&page) {
+            undecided.push(page);
+            return Ok(());
+        }
+        self.decide_page(&page, summary)
+    }
+
+    fn decide_page(&mut self, page: &[Page], summary: &mut PlanSummary) -> Result<(), PlanError> {
+        let mut stays = |what: &str| *summary.kept_frames.entry(what.to_owned()).or_default() += 1;
+        let mut is_first = true;
+        for frame in page {
+            match frame.kind {
+                PageKind::Anonymous | PageKind::Merged if self.table.is_kept(frame.gfn) => {
+                    stays("mapped by other processes too");
+                }
                 PageKind::Anonymous | PageKind::Merged => {
-                    let huge = self.table.is_huge(frame);
+                    let huge = self.table.is_huge(frame.gfn);
                     let reason = if huge { DropReason::HugeTlb } else { DropReason::Anonymous };
-                    self.table.drop_frame(frame, reason);
-                    if folios.insert(page.head) {
-                        let owner = self.table.owner_of(frame);
-                        self.table.drop_rest_of_folio(self.kernel, page.head, reason, owner)?;
+                    self.table.drop_frame(frame.gfn, reason);
+                    if std::mem::take(&mut is_first) {
+                        let owner = self.table.owner_of(frame.gfn);
+                        self.table.drop_rest_of_folio(self.kernel, frame.head, reason, owner)?;
                     }
                 }
                 PageKind::SharedMemory => stays("shared memory or tmpfs file that others use or may use"),
@@ -386,10 +377,6 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
     pub(crate) fn fresh_blocks(&self, blocks: &[Fresh]) -> Result<Vec<Gfn>, PlanError> {
         Ok(self.kernel.fresh_blocks(blocks, |gfn| self.table.is_dropped(gfn))?)
     }
-}
-
-fn owned<T>(mutex: Mutex<T>) -> T {
-    mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_hugetlb(vmas: &[Vma], gva: Gva) -> bool {

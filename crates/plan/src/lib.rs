@@ -16,6 +16,7 @@ mod free_objects;
 mod fresh;
 mod guess;
 mod idle_stacks;
+mod kept;
 mod late;
 mod orphans;
 mod regions;

@@ -45,6 +45,11 @@ impl Swapped {
         }
     }
 
+    /// Whether excluded processes have nothing there.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// Notes that a process which stays has them.
     pub(crate) fn keep(&mut self, first: SwapSlot, pages: u64) {
         while let Some(slot) = self.slots.range(first..first.plus(pages)).next().map(|(slot, _)| *slot) {

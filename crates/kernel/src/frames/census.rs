@@ -77,15 +77,15 @@ impl Kernel<'_> {
         let mut census = Census::default();
         let (mut slab, mut unlisted) = (None, Unlisted::default());
         self.descriptors_of(frames, |gfn, raw| {
-            let head = self.head_of(gfn, raw).ok();
-            unlisted.look(self, gfn, raw, head != Some(gfn));
-            if head == Some(gfn) {
+            let is_tail = layout.is_tail(raw);
+            unlisted.look(self, gfn, raw, is_tail);
+            if !is_tail {
                 slab = Some(gfn).filter(|_| layout.page_type(raw) == Some(PageType::Slab));
                 census.slabs.heads.extend(slab.map(|_| (gfn, *raw)));
             }
-            if slab.is_some() && head == slab {
+            if slab.is_some() && self.head_of(gfn, raw).ok() == slab {
                 census.slabs.add(gfn..Gfn(gfn.0 + 1));
-            } else if head == Some(gfn) {
+            } else if !is_tail {
                 census.unmapped.extend(self.unmapped(gfn, raw, batched));
             }
         });

@@ -15,17 +15,15 @@ pub(super) fn survey(channels: &mut Channels<'_, '_, '_>) -> Result<(), PlanErro
             owners.entry(key).or_insert(process.pid);
         }
     }
-    if owners.is_empty() {
-        return Ok(());
-    }
     let mut kept = kernel.no_keys();
     for process in channels.selection.kept() {
+        if owners.is_empty() {
+            return Ok(());
+        }
         kernel.add_keys_of(process, &mut kept)?;
+        owners.retain(|key, _| !kept.keys.contains(key));
     }
     for (key, pid) in owners {
-        if kept.keys.contains(&key) {
-            continue;
-        }
         channels.clear_found(EditReason::Key, Some(pid), |kernel, visit| kernel.key_content(key, visit))?;
     }
     Ok(())

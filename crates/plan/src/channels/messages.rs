@@ -51,7 +51,10 @@ fn namespaces(channels: &Channels<'_, '_, '_>) -> Result<BTreeMap<Gva, Option<u3
             namespaces.entry(namespace).or_insert(Some(process.pid));
         }
     }
-    for process in channels.selection.kept().filter(|_| !channels.live.is_empty()) {
+    for process in channels.selection.kept() {
+        if namespaces.values().all(Option::is_none) {
+            break;
+        }
         for namespace in channels.kernel.ipc_namespaces(process)? {
             namespaces.entry(namespace).and_modify(|alone| *alone = None);
         }

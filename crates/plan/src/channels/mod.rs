@@ -30,7 +30,6 @@ use crate::threads::Edits;
 use crate::{EditReason, Options, Owner, PlanError, Selection};
 use elision_kernel::{Content, FileKind, Kernel, KernelError, OpenFile, Packets, Process};
 use elision_memory::Gva;
-use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 type Survey = fn(&mut Channels<'_, '_, '_>) -> Result<(), PlanError>;
@@ -72,8 +71,6 @@ pub(crate) struct Channels<'s, 'a, 'k> {
     pub(crate) files: Vec<(OpenFile, u32)>,
     /// What the excluded processes have open or map, once it is asked for.
     opened_or_mapped: Option<BTreeMap<Gva, u32>>,
-    /// What the processes have open that stay, once it is asked for.
-    kept_files: Option<BTreeSet<Gva>>,
     /// The packets that were cleared.
     pub(crate) packets: Packets,
     pub(crate) options: Options,
@@ -101,19 +98,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
         let files = files.into_iter().map(|(file, pid)| Ok((kernel.open_file(file)?, pid)));
         let files = files.collect::<Result<_, PlanError>>()?;
         let packets = Packets::new(kernel.ram().layout().frame_limit().0.saturating_mul(PACKETS_IN_FRAME));
-        let (opened_or_mapped, kept_files) = (None, None);
-        Ok(Self {
-            kernel,
-            selection,
-            live,
-            files,
-            opened_or_mapped,
-            kept_files,
-            packets,
-            options,
-            edits,
-            frames,
-        })
+        Ok(Self { kernel, selection, live, files, opened_or_mapped: None, packets, options, edits, frames })
     }
 
     /// Surveys every channel.
@@ -162,25 +147,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
 
     /// What the processes have open that stay, by its `struct file`.
     pub(crate) fn kept_files(&mut self) -> Result<&BTreeSet<Gva>, PlanError> {
-        if self.kept_files.is_none() {
-            let (kernel, slots_left) = (self.kernel, &self.frames.slots_left);
-            let files_of = |process: &&Process| {
-                let mut files = Vec::new();
-                kernel.for_each_file(process, slots_left, &mut |file| {
-                    files.push(file);
-                    Ok(())
-                })?;
-                Ok(files)
-            };
-            let kept: Vec<&Process> = self.selection.kept().collect();
-            let files: Vec<Result<Vec<Gva>, KernelError>> = kept.par_iter().map(files_of).collect();
-            let mut kept = BTreeSet::new();
-            for files in files {
-                kept.extend(files?);
-            }
-            self.kept_files = Some(kept);
-        }
-        Ok(self.kept_files.get_or_insert_default())
+        self.frames.kept_files(self.selection)
     }
 
     /// Clears what `find` finds.
@@ -218,7 +185,7 @@ impl<'s, 'a, 'k> Channels<'s, 'a, 'k> {
             match part {
                 Content::Bytes(range) => self.edits.zero(range, reason, owner)?,
                 Content::Page { at, len } => {
-                    if !self.frames.table.is_kept(at.gfn()) {
+                    if !self.frames.is_kept(at.gfn())? {
                         self.edits.zero_at(at, len, reason, owner);
                     }
                 }
