@@ -6,6 +6,7 @@
 use crate::layout::layout;
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, Gva};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 layout! {
     pub(crate) struct PageLayout {
@@ -120,13 +121,14 @@ pub struct Page {
 }
 
 /// The bytes of one descriptor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(transparent)]
 pub(crate) struct Raw([u8; RAW]);
 
 impl Raw {
     /// From where the descriptor begins in what was read.
-    pub(crate) fn at(bytes: &[u8]) -> Option<Self> {
-        bytes.first_chunk().copied().map(Self)
+    pub(crate) fn at(bytes: &[u8]) -> Option<&Self> {
+        Self::ref_from_prefix(bytes).ok().map(|(raw, _)| raw)
     }
 
     pub(crate) fn u64(&self, offset: u64) -> u64 {
@@ -259,21 +261,8 @@ impl PageLayout {
         self.compound_head.or(self.compound_info).is_some_and(|field| raw.u64(field) & 1 != 0)
     }
 
-    /// Whether nothing tells of a use of the page, nor that it is on a list of free pages.
-    pub(crate) fn is_unused(&self, raw: &Raw) -> bool {
-        self.counts(raw).references == 0
-            && self.is_unmarked(raw)
-            && !self.is_compound(raw)
-            && self.charge_word(raw).unwrap_or(0) == 0
-    }
-
-    /// Whether the page is in use by one, and nothing tells what for: as one that was just allocated.
-    pub(crate) fn is_fresh(&self, raw: &Raw) -> bool {
-        self.is_unmarked(raw) && self.counts(raw).references == 1 && !self.is_charged_to_kernel(raw)
-    }
-
-    /// Whether the page has no type, no mapping, and is on no list.
-    fn is_unmarked(&self, raw: &Raw) -> bool {
+    /// What tells pages without a mark from others, for many of them.
+    pub(crate) fn unmarked(&self) -> Unmarked<'_> {
         let marks = [
             self.reserved,
             self.lru_flag,
@@ -282,10 +271,8 @@ impl PageLayout {
             self.swap_backed,
             self.slab_flag,
         ];
-        // The word of a type that is not a flag is the count.
-        raw.u64(self.mapping) == 0
-            && self.counts(raw).mapped == UNMAPPED
-            && !marks.into_iter().any(|flag| self.has(raw, flag))
+        let bits = marks.into_iter().flatten().filter(|bit| *bit < 64);
+        Unmarked { layout: self, marks: bits.fold(0, |marks, bit| marks | 1 << bit) }
     }
 
     /// The word that tells the cgroup that it is charged to.
@@ -296,6 +283,39 @@ impl PageLayout {
     /// Whether it is charged to a cgroup as memory of the kernel.
     pub(crate) fn is_charged_to_kernel(&self, raw: &Raw) -> bool {
         self.charge.is_some_and(|at| raw.u64(at) & CHARGE_KERNEL != 0)
+    }
+}
+
+/// Looks for pages that have no type, no mapping, and are on no list.
+#[derive(Clone, Copy)]
+pub(crate) struct Unmarked<'l> {
+    layout: &'l PageLayout,
+    /// Flags that such a page does not have.
+    marks: u64,
+}
+
+impl Unmarked<'_> {
+    /// Whether nothing tells of a use of the page, nor that it is on a list of free pages.
+    pub(crate) fn is_unused(&self, raw: &Raw) -> bool {
+        let layout = self.layout;
+        layout.counts(raw).references == 0
+            && self.has_none(raw)
+            && !layout.is_compound(raw)
+            && layout.charge_word(raw).unwrap_or(0) == 0
+    }
+
+    /// Whether the page is in use by one, and nothing tells what for: as one that was just allocated.
+    pub(crate) fn is_fresh(&self, raw: &Raw) -> bool {
+        let layout = self.layout;
+        layout.counts(raw).references == 1 && self.has_none(raw) && !layout.is_charged_to_kernel(raw)
+    }
+
+    fn has_none(&self, raw: &Raw) -> bool {
+        let layout = self.layout;
+        // The word of a type that is not a flag is the count.
+        raw.u64(layout.mapping) == 0
+            && layout.counts(raw).mapped == UNMAPPED
+            && raw.u64(layout.flags) & self.marks == 0
     }
 }
 

@@ -75,7 +75,7 @@ impl Kernel<'_> {
     fn census_of(&self, frames: &Range<Gfn>, batched: &BTreeMap<Gfn, u32>) -> Census {
         let layout = &self.profile.page;
         let mut census = Census::default();
-        let (mut slab, mut unlisted) = (None, Unlisted::default());
+        let (mut slab, mut unlisted) = (None, Unlisted::new(layout.unmarked()));
         self.descriptors_of(frames, |gfn, raw| {
             let is_tail = layout.is_tail(raw);
             unlisted.look(self, gfn, raw, is_tail);

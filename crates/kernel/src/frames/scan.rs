@@ -119,7 +119,7 @@ impl Kernel<'_> {
             if self.read(self.page_of(Gfn(at)), bytes, WHAT).is_ok() {
                 for (gfn, bytes) in (at..).map(Gfn).zip(bytes.chunks_exact(size)) {
                     if let Some(raw) = Raw::at(bytes) {
-                        visit(gfn, &raw);
+                        visit(gfn, raw);
                     }
                 }
             }

@@ -9,7 +9,7 @@
 //! that to who maps it. Such a block looks like any that the kernel has for itself: only that it was not there a moment
 //! before tells it from those ([`Fresh`]).
 
-use crate::page::{PageType, Raw};
+use crate::page::{PageType, Raw, Unmarked};
 use crate::{Kernel, KernelError};
 use elision_memory::{Gfn, Gva};
 use rayon::prelude::*;
@@ -37,8 +37,8 @@ pub struct Fresh {
 }
 
 /// What one pass over descriptors, ascending from the beginning of a block, finds.
-#[derive(Default)]
-pub(super) struct Unlisted {
+pub(super) struct Unlisted<'k> {
+    unmarked: Unmarked<'k>,
     /// The end of the block that the last frame with a use may be the first of.
     block_end: u64,
     pub(super) runs: Vec<Range<Gfn>>,
@@ -47,17 +47,21 @@ pub(super) struct Unlisted {
     open: Option<Fresh>,
 }
 
-impl Unlisted {
+impl<'k> Unlisted<'k> {
+    pub(super) fn new(unmarked: Unmarked<'k>) -> Self {
+        Self { unmarked, block_end: 0, runs: Vec::new(), fresh: Vec::new(), open: None }
+    }
+
     /// Looks at the next frame.
     pub(super) fn look(&mut self, kernel: &Kernel<'_>, gfn: Gfn, raw: &Raw, is_tail: bool) {
         let layout = &kernel.profile.page;
         if is_tail {
             return self.extend(true);
         }
-        if !layout.is_unused(raw) {
+        if !self.unmarked.is_unused(raw) {
             self.close();
             let is_compound = layout.is_compound(raw);
-            self.open = layout.is_fresh(raw).then_some(Fresh { first: gfn, behind: 0, is_compound });
+            self.open = self.unmarked.is_fresh(raw).then_some(Fresh { first: gfn, behind: 0, is_compound });
             let order = match layout.page_type(raw) {
                 Some(PageType::Buddy) => u32::try_from(raw.u64(layout.private)).unwrap_or(LARGEST_ORDER),
                 Some(_) => 0,
@@ -118,9 +122,10 @@ impl Kernel<'_> {
     pub fn fresh_blocks_now(&self) -> Vec<Gfn> {
         const STEP: u64 = FEWEST_BEHIND + 1;
         let layout = &self.profile.page;
+        let unmarked = layout.unmarked();
         let is_fresh = |gfn: &Gfn| {
-            let raw = self.raw_page(*gfn).ok().filter(|raw| layout.is_fresh(raw));
-            let behind = || self.raw_page(Gfn(gfn.0 + 1)).is_ok_and(|raw| layout.is_unused(&raw));
+            let raw = self.raw_page(*gfn).ok().filter(|raw| unmarked.is_fresh(raw));
+            let behind = || self.raw_page(Gfn(gfn.0 + 1)).is_ok_and(|raw| unmarked.is_unused(&raw));
             raw.is_some_and(|raw| layout.is_compound(&raw) || behind())
         };
         let aligned =
