@@ -115,8 +115,8 @@ pub struct Page {
     /// The page's own count of page-table entries that map it, minus one.
     pub mapcount: u32,
     /// No more entries of page tables than this lead to the page or a part of it, a large one counted once. Not told
-    /// while the page is locked, written, or in the swap cache: up to Linux 5.10 an entry may be written before it is
-    /// counted there.
+    /// while the page is locked, written, or in the swap cache: older kernels (5.10) may write an entry before they count
+    /// it there.
     pub mappings: Option<u32>,
 }
 
