@@ -160,7 +160,7 @@ fn a_copy_of_what_another_process_has_in_swap_stays() {
     );
     assert!(
         of_parent > of_child + 512,
-        "control: the parent has {of_parent} KiB there, the child had {before}"
+        "control: the parent has {of_parent} KiB there, the child {of_child}"
     );
 
     let images = Images::new();

@@ -258,7 +258,13 @@ impl PageLayout {
 
     /// Whether it is a part of a compound page, but not its first.
     pub(crate) fn is_tail(&self, raw: &Raw) -> bool {
-        self.compound_head.or(self.compound_info).is_some_and(|field| raw.u64(field) & 1 != 0)
+        self.way_to_head(raw).is_some()
+    }
+
+    /// What such a part says of where the first one is.
+    fn way_to_head(&self, raw: &Raw) -> Option<u64> {
+        let word = raw.u64(self.compound_head.or(self.compound_info)?);
+        (word & 1 != 0).then_some(word)
     }
 
     /// What tells pages without a mark from others, for many of them.
@@ -366,11 +372,7 @@ impl Kernel<'_> {
 
     pub(crate) fn head_of(&self, gfn: Gfn, raw: &Raw) -> Result<Gfn, KernelError> {
         let layout = &self.profile.page;
-        let Some(field) = layout.compound_head.or(layout.compound_info) else { return Ok(gfn) };
-        let info = raw.u64(field);
-        if info & 1 == 0 {
-            return Ok(gfn);
-        }
+        let Some(info) = layout.way_to_head(raw) else { return Ok(gfn) };
         let at = self.page_of(gfn);
         // Newer kernels may keep a mask instead of a pointer: ones down to the head's alignment.
         let is_mask = layout.compound_head.is_none() && info >> 32 == 0xffff_ffff;

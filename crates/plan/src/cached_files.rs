@@ -224,10 +224,8 @@ impl Survey<'_, '_, '_> {
                 },
             };
             let bytes = (folio.frames.end - folio.frames.start) * PAGE_SIZE as u64;
-            let mut is_kept = false;
-            for frame in folio.frames.clone() {
-                is_kept |= self.frames.is_kept(Gfn(frame))?;
-            }
+            // Who asks for files has all page tables walked before.
+            let is_kept = folio.frames.clone().any(|frame| self.frames.table.is_kept(Gfn(frame)));
             if is_kept && wanted != Wanted::Named {
                 continue;
             }

@@ -191,24 +191,16 @@ impl<'a, 'k> FrameSurvey<'a, 'k> {
         }
         let (mut moving, mut kept_slots) = (false, BTreeSet::new());
         self.walk(mm, |gva, entry| {
-            if let Pte::Swap { area, slot } = entry.pte {
-                let (first, pages) = (SwapSlot { area, slot }, entry.size.frames());
-                if self.swapped.has(first, pages) {
-                    kept_slots.insert((first, pages));
-                }
-                self.keep_copies(first, pages);
+            let is_marked = marked.at(gva);
+            if let (Pte::Memory(gpa), Some(hugetlb)) = (entry.pte, is_marked) {
+                let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Marked);
+                frames.for_each(|gfn| regions.mark(gfn, marked.pid, hugetlb));
+                return;
             }
-            match (entry.pte, marked.at(gva)) {
-                (Pte::Memory(gpa), None) => {
-                    let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Kept);
-                    frames.for_each(|gfn| self.table.keep(gfn));
-                }
-                (Pte::Memory(gpa), Some(hugetlb)) => {
-                    let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Marked);
-                    frames.for_each(|gfn| regions.mark(gfn, marked.pid, hugetlb));
-                }
-                (Pte::Swap { .. }, Some(_)) => regions.swapped(marked.pid, entry.size.frames()),
-                (Pte::Special(_), Some(_)) => moving = true,
+            kept_slots.extend(self.keep_entry(entry));
+            match entry.pte {
+                Pte::Swap { .. } if is_marked.is_some() => regions.swapped(marked.pid, entry.size.frames()),
+                Pte::Special(_) if is_marked.is_some() => moving = true,
                 _ => {}
             }
         })?;

@@ -12,7 +12,7 @@
 use crate::frame_table::{Mapper, lock, owned};
 use crate::frames::FrameSurvey;
 use crate::{PlanError, Selection};
-use elision_kernel::{KernelError, Page, Process, Pte, SwapSlot};
+use elision_kernel::{Entry, KernelError, Page, Process, Pte, SwapSlot};
 use elision_memory::{Gfn, Gva};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,9 +41,11 @@ impl Kept {
 impl FrameSurvey<'_, '_> {
     /// Whether a process that stays maps the frame. All excluded processes must have been looked at.
     pub(crate) fn is_kept(&mut self, gfn: Gfn) -> Result<bool, PlanError> {
-        let page = self.kernel.page(gfn).ok(); // what has no descriptor is no memory
-        if !page.is_some_and(|page| self.is_told(&[page])) {
-            self.walk_kept()?;
+        if !self.kept.are_walked {
+            let page = self.kernel.page(gfn).ok(); // what has no descriptor is no memory
+            if !page.is_some_and(|page| self.is_told(&[page])) {
+                self.walk_kept()?;
+            }
         }
         Ok(self.table.is_kept(gfn))
     }
@@ -74,25 +76,30 @@ impl FrameSurvey<'_, '_> {
     }
 
     fn keep_space(&self, space: Gva, shared: &Mutex<BTreeSet<(SwapSlot, u64)>>) -> Result<(), PlanError> {
-        self.walk(self.kernel.mm(space)?, |_, entry| match entry.pte {
-            Pte::Memory(gpa) => {
-                let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Kept);
-                frames.for_each(|gfn| self.table.keep(gfn));
+        self.walk(self.kernel.mm(space)?, |_, entry| {
+            if let Some(slots) = self.keep_entry(entry) {
+                lock(shared).insert(slots);
             }
-            Pte::Swap { area, slot } => {
-                let (first, pages) = (SwapSlot { area, slot }, entry.size.frames());
-                if self.swapped.has(first, pages) {
-                    lock(shared).insert((first, pages));
-                }
-                self.keep_copies(first, pages);
-            }
-            Pte::Marker | Pte::Special(_) => {}
         })
     }
 
-    /// Keeps what is in memory of a process's slots in swap.
-    pub(crate) fn keep_copies(&self, first: SwapSlot, pages: u64) {
-        self.kept.copies.range(first..first.plus(pages)).for_each(|(_, gfn)| self.table.keep(*gfn));
+    /// Keeps what an entry of a process that stays leads to, or its copy in memory if it is in swap. Gives the slots
+    /// there, and how many, if excluded processes have one of them too.
+    pub(crate) fn keep_entry(&self, entry: Entry) -> Option<(SwapSlot, u64)> {
+        match entry.pte {
+            Pte::Memory(gpa) => {
+                let frames = self.table.new_frames(&self.large, gpa.gfn(), entry.size, Mapper::Kept);
+                frames.for_each(|gfn| self.table.keep(gfn));
+                None
+            }
+            Pte::Swap { area, slot } => {
+                let (first, pages) = (SwapSlot { area, slot }, entry.size.frames());
+                let copies = self.kept.copies.range(first..first.plus(pages));
+                copies.for_each(|(_, gfn)| self.table.keep(*gfn));
+                self.swapped.has(first, pages).then_some((first, pages))
+            }
+            Pte::Marker | Pte::Special(_) => None,
+        }
     }
 
     /// What the processes have open that stay, by its `struct file`.
